@@ -1,0 +1,194 @@
+// What a transformer layer is made of, once per device. The transformer calls this interface and knows
+// nothing of devices; CpuOps (ops_cpu.cpp) computes in float32, CudaOps (ops_cuda.cu) in bfloat16 with
+// float32 accumulation.
+//
+// All tensors are row-major and live on device(), with activation_dtype() unless said otherwise; spans are
+// host memory and may be reused as soon as a call returns. Calls of one Ops run in order (on CUDA: on one
+// stream) and need not have finished when they return, except where a function returns values to the host.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/strategy.h"
+#include "core/tensor.h"
+#include "core/thread_pool.h"
+
+namespace lacuna {
+
+/// A part of a weight matrix in host memory (mapped file): row r, column c stands at data + r * row_stride +
+/// c.
+struct MatrixSlice {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;  ///< kF32, kBF16 or kF16.
+  std::int64_t rows = 0, cols = 0;
+  std::int64_t row_stride = 0;  ///< In elements.
+};
+
+/// A weight matrix [outputs, inputs] as one device's `linear` wants it: only the Ops that made it can read
+/// `storage`.
+struct LinearWeight {
+  std::int64_t outputs = 0, inputs = 0;
+  DType dtype = DType::kF32;  ///< Of the stored elements.
+  Buffer storage;
+  Tensor bias;  ///< float32 [outputs], or empty.
+};
+
+/// Rows [first_row, first_row + rows) of an embedding matrix [vocab, hidden] on the device.
+struct EmbeddingWeight {
+  std::int64_t first_row = 0, rows = 0, hidden = 0;
+  TensorView table;  ///< [rows, hidden], stored dtype. On the CPU it looks into the mapped file.
+  Buffer storage;    ///< What `table` points to, when it was copied.
+};
+
+/// cos and sin of one RoPE, float32 [positions, head_dim / 2] on the device, attention factor included.
+struct RopeTable {
+  Tensor cos, sin;
+};
+
+enum class Activation : std::uint8_t { kSilu, kGeluTanh };
+
+/// What happens to q and k between their projection and attention: RMS norm per head (Qwen3, Gemma 3), then
+/// rotation.
+struct HeadNorms {
+  const TensorView* q_weight = nullptr;  ///< float32 [head_dim] or null: no norm.
+  const TensorView* k_weight = nullptr;
+  float eps = 0;
+};
+
+/// Rows of one kv head on their way into pages: `count` tokens, taken from rows `positions` of k and v (or
+/// from row_begin, row_begin + 1, ... when positions is empty) to cache slots first_slot, first_slot + 1, ...
+/// Slot s is row s % kPageTokens of page page_ids[s / kPageTokens].
+struct KvWrite {
+  std::span<const std::int32_t> page_ids;
+  std::int64_t first_slot = 0;
+  std::int64_t count = 0;
+  int head = 0;  ///< Local kv head in k and v.
+  std::int64_t row_begin = 0;
+  std::span<const std::int32_t> positions = {};
+};
+
+struct PageCopy {
+  std::int32_t from, to;
+};
+
+/// The memory behind page ids: page p starts at base + p * page_elements. float32 on CPU, bfloat16 on CUDA.
+struct PoolView {
+  void* base = nullptr;
+  std::int64_t page_elements = 0;  ///< 2 * kPageTokens * head_dim
+};
+
+/// One sequence in one layer of a batched decode step.
+struct DecodeSequence {
+  std::span<const PagedHead> heads;          ///< [kv_heads], the newest token included
+  const DecodeSelector* selector = nullptr;  ///< Null: read every page (also for sliding-window layers).
+  DecodeState* state = nullptr;
+  AttentionCounts* counts = nullptr;  ///< Never null; gets what was executed.
+
+  std::string* error =
+      nullptr;  ///< Filled when the selector threw; the sequence then reads every page of this layer.
+};
+
+/// Memory that pages live in.
+class KvMemory {
+ public:
+  virtual ~KvMemory() = default;
+  virtual void* base() const = 0;
+  virtual std::size_t bytes() const = 0;
+  /// The range holds nothing any more: gives it back to the system where the device can (CPU).
+  virtual void discard(std::size_t begin, std::size_t bytes) = 0;
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+  virtual Device device() const = 0;
+  virtual DType activation_dtype() const = 0;
+  /// Bytes of device memory that can still be allocated.
+  virtual std::int64_t free_bytes() const = 0;
+
+  // --- Memory
+  // ---------------------------------------------------------------------------------------------------
+  /// Address space for the KV cache; at most `bytes`, perhaps less when the machine grants less.
+  virtual std::unique_ptr<KvMemory> reserve_kv(std::size_t bytes) = 0;
+  virtual void upload(const void* host, void* device, std::size_t bytes) = 0;
+  /// Waits for everything before it.
+  virtual void download(const void* device, void* host, std::size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // --- Weights (load time)
+  // ----------------------------------------------------------------------------------------
+  /// Stacks `parts` (same cols) below each other: [sum of rows, cols]. bf16 stays bf16, fp16 and fp32 keep
+  /// their values on the CPU; CUDA rounds to bf16. `biases`: one vector (rows = 1) per part, or empty.
+  virtual LinearWeight make_linear(std::span<const MatrixSlice> parts,
+                                   std::span<const MatrixSlice> biases) = 0;
+  virtual EmbeddingWeight make_embedding(const MatrixSlice& rows, std::int64_t first_row) = 0;
+  /// float32 [n] = vector + offset (Gemma's norms multiply by 1 + w).
+  virtual Tensor make_vector(const MatrixSlice& vector, float offset) = 0;
+
+  // --- Layers
+  // -----------------------------------------------------------------------------------------------------
+  /// out [n, hidden] = scale * row of the table; zeros for ids outside this rank's rows.
+  virtual void embed(const EmbeddingWeight& table, std::span<const std::int32_t> ids, float scale,
+                     const TensorView& out) = 0;
+  /// out = x / sqrt(mean(x^2) + eps) * weight, per row. x, out [n, d], may be the same memory. weight float32
+  /// [d].
+  virtual void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) = 0;
+  /// y [n, outputs] = x [n, inputs] w^T + bias, or y += that when `accumulate`. Each row is computed in an
+  /// order that does not depend on n or its place, so that a batch gives each row the bits it gets alone
+  /// (CPU).
+  virtual void linear(const TensorView& x, const LinearWeight& w, bool accumulate, const TensorView& y) = 0;
+  /// The same into float32 y whatever the activation type (logits), then y = cap * tanh(y / cap) when cap >
+  /// 0.
+  virtual void linear_f32(const TensorView& x, const LinearWeight& w, float cap, const TensorView& y) = 0;
+  /// out [n, m] = activation(gate_up[:, :m]) * gate_up[:, m:]. gate_up [n, 2m].
+  virtual void gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) = 0;
+  /// y += x, any shape.
+  virtual void add(const TensorView& x, const TensorView& y) = 0;
+  /// Norms and rotates q and k in place. Row t of both has position positions[t]. Rotation pairs channel c
+  /// with c + head_dim / 2 (the Hugging Face layout).
+  virtual void norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms,
+                               const RopeTable& rope, std::span<const std::int32_t> positions) = 0;
+  /// Sums x (activation type) over the ranks, in rank order. Does nothing for a team of one.
+  virtual void all_reduce(const TensorView& x, Communicator& communicator) = 0;
+
+  // --- Attention
+  // --------------------------------------------------------------------------------------------------
+  /// The methods of a strategy for this device; a device may have its own implementations.
+  virtual std::unique_ptr<PrefillSelector> prefill_selector(const MethodSpec& spec) {
+    return make_prefill_selector(spec);
+  }
+  virtual std::unique_ptr<Evictor> evictor(const MethodSpec& spec) { return make_evictor(spec); }
+  virtual std::unique_ptr<DecodeSelector> decode_selector(const MethodSpec& spec) {
+    return make_decode_selector(spec);
+  }
+  /// Chooses with `selector` (null: dense, within the layer's window) and computes out [q_heads, tokens,
+  /// head_dim].
+  virtual void attention_prefill(const PrefillInput& input, const PrefillSelector* selector,
+                                 const HeadsView& out, AttentionCounts& counts) = 0;
+  /// One step for a batch: row i of q and out ([n, q_heads * head_dim]) belongs to batch[i].
+  virtual void attention_decode(const HeadsView& q, std::span<const DecodeSequence> batch,
+                                const PoolView& pool, const LayerInfo& info, Communicator& communicator,
+                                const HeadsView& out) = 0;
+  virtual void store_kv(const HeadsView& k, const HeadsView& v, std::span<const KvWrite> writes,
+                        const PoolView& pool) = 0;
+  virtual void copy_pages(std::span<const PageCopy> copies, const PoolView& pool) = 0;
+
+  // --- Results
+  // ----------------------------------------------------------------------------------------------------
+  /// Per row of logits (float32 [n, vocab], device): the largest value and its lowest index; NaN anywhere in
+  /// the row gives index -1. Returns to the host.
+  virtual void argmax(const TensorView& logits, std::span<float> values, std::span<std::int32_t> indices) = 0;
+};
+
+/// float32 on the threads of `pool`, which must outlive it.
+std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool);
+#if LACUNA_HAS_CUDA
+/// On the current device.
+std::unique_ptr<Ops> make_cuda_ops(ThreadPool& pool);
+#endif
+
+}  // namespace lacuna
