@@ -3,7 +3,7 @@ find_package(Threads REQUIRED)
 find_package(PkgConfig REQUIRED)
 find_package(MPI REQUIRED COMPONENTS CXX)
 set(HDF5_PREFER_PARALLEL OFF)
-find_package(HDF5 REQUIRED COMPONENTS C)
+find_package(HDF5 REQUIRED COMPONENTS C HL)  # HL: dimension scales
 find_package(yaml-cpp REQUIRED)
 find_package(nlohmann_json 3.10 REQUIRED)
 find_package(CLI11 REQUIRED)
@@ -22,7 +22,7 @@ endif()
 
 add_library(lacuna_hdf5 INTERFACE)
 target_include_directories(lacuna_hdf5 INTERFACE ${HDF5_C_INCLUDE_DIRS})
-target_link_libraries(lacuna_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
+target_link_libraries(lacuna_hdf5 INTERFACE ${HDF5_HL_LIBRARIES} ${HDF5_C_LIBRARIES})
 
 # CUDA and NCCL: found, or cleanly left out.
 set(LACUNA_HAS_CUDA OFF)
