@@ -1,9 +1,10 @@
-// A benchmark task: generates samples and scores answers. Nine tasks, one file each, found by name in a registry.
+// A benchmark task: generates samples and scores answers. Nine tasks, one file each, found by name in a
+// registry.
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +16,25 @@
 
 namespace lacuna {
 
+/// Token ids of text pieces, remembered from sample to sample. Belongs to one thread; whether one is used,
+/// and for how long, changes the speed and never the sample.
+class PieceCache {
+ public:
+  explicit PieceCache(const Tokenizer& tokenizer);
+  ~PieceCache();
+  PieceCache(PieceCache&&) noexcept;
+
+  const Tokenizer& tokenizer() const;
+  /// Valid until the next call.
+  std::span<const TokenId> ids(std::string_view piece);
+
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
 /// What a generator needs. Sample `index` depends on seed, index and params (and the data file) alone.
 struct SampleRequest {
   const Tokenizer* tokenizer = nullptr;
@@ -22,14 +42,20 @@ struct SampleRequest {
   std::int64_t target_tokens = 0;  ///< The prompt, chat frame included, fills 95 to 100 % of it.
   std::uint64_t seed = 0;
   std::uint64_t index = 0;
+  PieceCache* cache = nullptr;  ///< May be null. Give one per thread to generate many samples fast.
+  /// Takes the ids of the pieces as they are, without tokenising the whole prompt once more. The caller has
+  /// checked that both agree for this tokenizer (they do where the pre-tokenizer splits at spaces and
+  /// newlines).
+  bool trust_pieces = false;
 };
 
 /// One generated sample.
 struct Sample {
-  std::string prompt;              ///< The user's message, without the chat frame.
-  std::vector<TokenId> ids;        ///< The whole prompt as the model gets it.
-  nlohmann::json gold;             ///< What score() compares with; its form is the task's own.
-  nlohmann::json description;      ///< Machine-checkable facts about the sample.
+  std::string prompt;          ///< The user's message, without the chat frame.
+  std::vector<TokenId> ids;    ///< The whole prompt as the model gets it.
+  std::string answer_text;     ///< The right answer as a model should write it, "<answer>" tags included.
+  nlohmann::json gold;         ///< What score() compares with; its form is the task's own.
+  nlohmann::json description;  ///< Machine-checkable facts about the sample.
   /// Tokens per section (instruction, question, context, question again, frame), for people.
   std::vector<std::pair<std::string, std::int64_t>> sections;
 };

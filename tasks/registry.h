@@ -1,0 +1,22 @@
+// What each task file gives to the registry.
+#pragma once
+
+#include "tasks/task.h"
+
+namespace lacuna {
+
+TaskInfo ruler_niah_info();
+TaskInfo ruler_vt_info();
+TaskInfo ruler_cwe_info();
+TaskInfo story_retrieval_info();
+TaskInfo story_filtering_info();
+TaskInfo story_multihop_info();
+
+std::unique_ptr<const Task> make_ruler_niah(const Params& params);
+std::unique_ptr<const Task> make_ruler_vt(const Params& params);
+std::unique_ptr<const Task> make_ruler_cwe(const Params& params);
+std::unique_ptr<const Task> make_story_retrieval(const Params& params);
+std::unique_ptr<const Task> make_story_filtering(const Params& params);
+std::unique_ptr<const Task> make_story_multihop(const Params& params);
+
+}  // namespace lacuna
