@@ -1,0 +1,87 @@
+// A sweep: what to run. The parsed form of a sweep file; docs/sweeps.md is its manual.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/strategy.h"
+#include "core/params.h"
+#include "sweeps/document.h"
+
+namespace lacuna {
+
+/// One model of the sweep. Which of a cell's settings it decides is said in docs/sweeps.md.
+struct SweepModel {
+  std::string name;
+  std::string path;             ///< Folder, absolute or relative to the working directory.
+  int tp = 1;                   ///< Ranks per team.
+  std::string dtype = "auto";   ///< auto (float32 on the CPU, bfloat16 on CUDA), float32 or bfloat16
+  std::string device = "auto";  ///< auto (CUDA where there is a device), cpu or cuda
+  std::string chat = "auto";    ///< auto (the folder's own template), chatml, llama3, gemma or none
+  std::string rope;             ///< Override in config.json's syntax, as JSON text, or empty.
+  nlohmann::json shape;  ///< For planning without the folder: a published name, or the numbers; or null.
+  std::vector<std::int64_t> lengths;  ///< Only these of the sweep's lengths; empty: all.
+  std::optional<int> samples;         ///< Instead of the sweep's.
+};
+
+/// One task of the sweep.
+struct SweepTask {
+  std::string name;  ///< In the sweep; the registered name unless given.
+  std::string task;  ///< Registered name.
+  Params params;     ///< As the sweep gives them: this is hashed.
+  std::string
+      data;  ///< The data file with its folder, or empty; replaces params' `data` when the task is made.
+  std::vector<std::int64_t> lengths;
+  std::optional<int> samples, max_new_tokens;
+
+  /// params with the path of the data file that is to be opened.
+  Params open_params() const;
+};
+
+/// How much attention a strategy may use.
+struct SweepLevel {
+  enum class Kind { kOwn, kSparsity, kTokens };
+  Kind kind = Kind::kOwn;  ///< kOwn: the method's own parameters say it.
+  double value = 0;        ///< kSparsity: the share left out; kTokens: tokens kept.
+  bool operator==(const SweepLevel&) const = default;
+};
+
+/// One method or combination, at one or more levels.
+struct SweepStrategy {
+  std::string name;  ///< Without the level: what the cube's strategy axis shows.
+  StrategySpec base;
+  std::vector<SweepLevel> levels;
+  std::vector<std::string> models, tasks;  ///< Only these; empty: all.
+  std::vector<std::int64_t> lengths;
+};
+
+struct Sweep {
+  std::string name, description;
+  std::vector<SweepModel> models;
+  std::vector<SweepTask> tasks;
+  std::vector<std::int64_t> lengths;  ///< Ascending.
+  std::vector<SweepStrategy> strategies;
+  int samples = 1;
+  std::uint64_t seed = 0;
+  int max_new_tokens = 128;
+  nlohmann::json calibration;  ///< Parsed content of the calibration file, or null.
+
+  /// Canonical form, itself a sweep file (JSON is YAML): parse(to_json()) gives the same sweep.
+  nlohmann::json to_json() const;
+  /// 16 hex digits over to_json().
+  std::string hash() const;
+};
+
+/// Reads a sweep file and applies "key=value" overrides. Throws kUsage "FILE:LINE:COLUMN: what; what to do".
+Sweep load_sweep(const std::string& path, std::span<const std::string> overrides = {});
+/// From a document that was read already.
+Sweep parse_sweep(const Document& document);
+
+/// "dense", "prefill", "decode" (eviction included) or "both": where a strategy leaves something out.
+std::string_view phase_of(const StrategySpec& spec);
+
+}  // namespace lacuna
