@@ -1,5 +1,5 @@
-// A strategy says what to keep: a prefill selector, an evictor and a decode selector. Methods are found by name in a
-// registry; each declares its parameters once.
+// A strategy says what to keep: a prefill selector, an evictor and a decode selector. Methods are found by
+// name in a registry; each declares its parameters once.
 #pragma once
 
 #include <memory>
@@ -17,18 +17,20 @@ namespace lacuna {
 class PrefillSelector {
  public:
   virtual ~PrefillSelector() = default;
-  /// Writes the lists for input.q on the CPU. Adds what choosing cost to `counts` (index_flops, index_seconds).
-  /// Throws kInternal/kUsage naming layer and head when scores are NaN.
+  /// Writes the lists for input.q on the CPU. Adds what choosing cost to `counts` (index_flops,
+  /// index_seconds). Throws kInternal/kUsage naming layer and head when scores are NaN.
   virtual void select(const PrefillInput& input, TileLists& lists, AttentionCounts& counts) const = 0;
 };
 
-/// Chooses, per layer after prefill, which cached tokens stay. Decisions across heads use input.communicator, so
-/// they do not depend on the tensor-parallel degree.
+/// Chooses, per layer after prefill, which cached tokens stay. Decisions across heads use input.communicator,
+/// so they do not depend on the tensor-parallel degree.
 class Evictor {
  public:
   virtual ~Evictor() = default;
-  /// Kept token positions per local kv head, ascending; lengths may differ. Empty outer vector: keep everything.
-  virtual std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input, AttentionCounts& counts) const = 0;
+  /// Kept token positions per local kv head, ascending; lengths may differ. Empty outer vector: keep
+  /// everything.
+  virtual std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input,
+                                                      AttentionCounts& counts) const = 0;
 };
 
 /// One decode step of one sequence in one layer.
@@ -39,9 +41,13 @@ struct DecodeInput {
   std::int64_t page_elements = 0;
   LayerInfo info;
   Communicator* communicator = nullptr;
+  std::uint64_t seed = 0;  ///< For methods that draw random numbers.
+  ThreadPool* threads =
+      nullptr;  ///< For choosing; null: on the calling thread alone. Results do not depend on it.
 };
 
-/// What a decode selector remembers about one layer of one sequence (page bounds, ...). Copied when a sequence forks.
+/// What a decode selector remembers about one layer of one sequence (page bounds, ...). Copied when a
+/// sequence forks.
 class DecodeState {
  public:
   virtual ~DecodeState() = default;
@@ -86,17 +92,17 @@ struct MethodInfo {
   Slot slot;
   std::string summary;    ///< One sentence.
   std::string reference;  ///< Paper (arXiv number) or "control".
-  std::vector<ParamSpec> params;
+  std::vector<ParamSpec> params = {};
   /// Parameter that a budget sets (see budget.h), or empty when the method takes none.
-  std::string budget_param;
+  std::string budget_param = {};
 };
 
 std::span<const MethodInfo> methods();
 /// Throws kUsage with the nearest valid name.
 const MethodInfo& find_method(Slot slot, const std::string& name, const std::string& where);
 
-/// `{prefill: {vertical_slash: {verticals: 1024}}, evict: snapkv, decode: {quest: {budget: 2048}}}`: a method name
-/// alone takes its defaults; an absent slot its default method. Throws kUsage starting with `where`.
+/// `{prefill: {vertical_slash: {verticals: 1024}}, evict: snapkv, decode: {quest: {budget: 2048}}}`: a method
+/// name alone takes its defaults; an absent slot its default method. Throws kUsage starting with `where`.
 StrategySpec parse_strategy(const nlohmann::json& given, const std::string& where);
 /// The complete form with every parameter, in the same syntax; what is hashed and stored.
 nlohmann::json to_json(const StrategySpec& spec);

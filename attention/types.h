@@ -7,6 +7,7 @@
 
 #include "core/communicator.h"
 #include "core/tensor.h"
+#include "core/thread_pool.h"
 
 namespace lacuna {
 
@@ -35,7 +36,7 @@ struct HeadsView {
 /// What a method may know about the layer it works in. Head numbers are global, so that per-head settings and
 /// decisions across heads mean the same under every tensor-parallel degree.
 struct LayerInfo {
-  int layer = 0;          ///< 0-based, of `layers`.
+  int layer = 0;  ///< 0-based, of `layers`.
   int layers = 1;
   int q_heads = 0;        ///< On this rank.
   int kv_heads = 0;       ///< On this rank; a kv head is replicated when there are fewer than ranks.
@@ -44,9 +45,9 @@ struct LayerInfo {
   int q_heads_total = 0;
   int kv_heads_total = 0;
   int head_dim = 0;
-  float scale = 1.0f;     ///< Multiplies q.k; usually 1/sqrt(head_dim).
-  float softcap = 0.0f;   ///< s -> softcap * tanh(s / softcap); 0: none.
-  int window = 0;         ///< Sliding window: query i sees keys (i - window, i]. 0: all keys up to i.
+  float scale = 1.0f;    ///< Multiplies q.k; usually 1/sqrt(head_dim).
+  float softcap = 0.0f;  ///< s -> softcap * tanh(s / softcap); 0: none.
+  int window = 0;        ///< Sliding window: query i sees keys (i - window, i]. 0: all keys up to i.
 
   /// Local kv head that serves a local query head.
   int kv_head_of(int q_head) const {
@@ -54,7 +55,8 @@ struct LayerInfo {
   }
 };
 
-// --- Prefill: tile lists ---------------------------------------------------------------------------------------
+// --- Prefill: tile lists
+// ---------------------------------------------------------------------------------------
 
 /// Keys [start, start + width) of one query row block.
 struct KeyRange {
@@ -63,18 +65,19 @@ struct KeyRange {
   bool operator==(const KeyRange&) const = default;
 };
 
-/// What one layer's prefill computes. Rows [b*row_block, (b+1)*row_block) of query head h visit, under the causal mask
-/// (and the layer's window): every key of ranges(h, b), and every column of columns(h) that no such range covers.
-/// Ranges of a block are sorted by start and do not overlap; columns are sorted and distinct.
+/// What one layer's prefill computes. Rows [b*row_block, (b+1)*row_block) of query head h visit, under the
+/// causal mask (and the layer's window): every key of ranges(h, b), and every column of columns(h) that no
+/// such range covers. Ranges of a block are sorted by start and do not overlap; columns are sorted and
+/// distinct.
 struct TileLists {
-  int heads = 0;               ///< This rank's query heads.
-  std::int64_t tokens = 0;     ///< Query rows = keys.
-  int row_block = 64;          ///< Rows that share one list: 1, 16, 32, 64 or 128.
-  bool dense = false;          ///< Everything causal is visited; the lists below are then empty.
-  std::vector<KeyRange> ranges;
-  std::vector<std::int64_t> range_begin;   ///< [heads * row_blocks() + 1] into ranges
-  std::vector<std::int32_t> columns;
-  std::vector<std::int64_t> column_begin;  ///< [heads + 1] into columns
+  int heads = 0;            ///< This rank's query heads.
+  std::int64_t tokens = 0;  ///< Query rows = keys.
+  int row_block = 64;       ///< Rows that share one list: 1, 16, 32, 64 or 128.
+  bool dense = false;       ///< Everything causal is visited; the lists below are then empty.
+  std::vector<KeyRange> ranges = {};
+  std::vector<std::int64_t> range_begin = {};  ///< [heads * row_blocks() + 1] into ranges
+  std::vector<std::int32_t> columns = {};
+  std::vector<std::int64_t> column_begin = {};  ///< [heads + 1] into columns
 
   std::int64_t row_blocks() const { return (tokens + row_block - 1) / row_block; }
   std::span<const KeyRange> ranges_of(int head, std::int64_t block) const {
@@ -89,18 +92,22 @@ struct TileLists {
   }
 };
 
-/// One layer of one prompt: q [q_heads, tokens, head_dim], k and v [kv_heads, tokens, head_dim], already rotated.
+/// One layer of one prompt: q [q_heads, tokens, head_dim], k and v [kv_heads, tokens, head_dim], already
+/// rotated.
 struct PrefillInput {
   HeadsView q, k, v;
   LayerInfo info;
   Communicator* communicator = nullptr;  ///< Never null; the team of this model.
   std::uint64_t seed = 0;                ///< For methods that draw random numbers.
+  ThreadPool* threads =
+      nullptr;  ///< For choosing; null: on the calling thread alone. Results do not depend on it.
 };
 
-// --- Decode: page lists ----------------------------------------------------------------------------------------
+// --- Decode: page lists
+// ----------------------------------------------------------------------------------------
 
-/// The keys and values of one kv head of one sequence. Page p is k [kPageTokens, head_dim] then v [kPageTokens,
-/// head_dim], at pool + page_ids[p] * page_elements. All pages are full but the last.
+/// The keys and values of one kv head of one sequence. Page p is k [kPageTokens, head_dim] then v
+/// [kPageTokens, head_dim], at pool + page_ids[p] * page_elements. All pages are full but the last.
 struct PagedHead {
   std::span<const std::int32_t> page_ids;
   std::int64_t tokens = 0;
@@ -109,17 +116,20 @@ struct PagedHead {
 /// Pages of a PagedHead to visit, as sorted indices into page_ids.
 using PageList = std::vector<std::int32_t>;
 
-// --- Accounting: from the lists that were executed, never from the intention -------------------------------------
+// --- Accounting: from the lists that were executed, never from the intention
+// -------------------------------------
 
 /// Sums over heads, layers and steps; divide as needed. Cells are (query, key) pairs.
 struct AttentionCounts {
-  double visited_cells = 0;   ///< Computed under the mask.
-  double causal_cells = 0;    ///< What dense attention would compute (the window's cells in sliding-window layers).
-  double computed_cells = 0;  ///< Area of all tiles touched, masked parts included: visited/computed = tile efficiency.
-  double flops = 0;           ///< 4 * head_dim per computed cell.
-  double index_flops = 0;     ///< Spent on choosing.
+  double visited_cells = 0;  ///< Computed under the mask.
+  double causal_cells =
+      0;  ///< What dense attention would compute (the window's cells in sliding-window layers).
+  double computed_cells =
+      0;  ///< Area of all tiles touched, masked parts included: visited/computed = tile efficiency.
+  double flops = 0;        ///< 4 * head_dim per computed cell.
+  double index_flops = 0;  ///< Spent on choosing.
   double index_seconds = 0;
-  double kv_bytes_read = 0;   ///< K and V bytes that decode steps read.
+  double kv_bytes_read = 0;  ///< K and V bytes that decode steps read.
   double index_bytes_read = 0;
 
   AttentionCounts& operator+=(const AttentionCounts& other);

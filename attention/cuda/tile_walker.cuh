@@ -1,0 +1,131 @@
+// Turns the tile lists of several 16-row slices into one stream of key tiles, while the kernel runs: a tile is loaded
+// once for all slices, and each slice has a bit mask of the keys that its own list holds.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+
+#include "attention/cuda/prefill_args.h"
+
+namespace lacuna {
+
+enum TileKind : int { kTileRange = 0, kTileColumns = 1, kTileEnd = 2 };
+
+template <int kSlices>
+struct TileEntry {
+  std::uint64_t mask[kSlices];
+  int start;  ///< First key of a range tile, first index into the head's columns of a column tile.
+  int first;  ///< Smallest and largest key that any slice sees.
+  int last;
+  int kind;
+};
+
+/// One warp walks together; lane l < kSlices keeps the place in the list of slice l. `next` returns tiles in order:
+/// ranges left to right, then columns, then kTileEnd.
+template <int kSlices>
+class TileWalker {
+ public:
+  __device__ void open(const ListArgs& args, int head, int first_row, int rows, int window) {
+    lane_ = static_cast<int>(threadIdx.x) & 31;
+    const int row = first_row + lane_ * kSliceRows;
+    lo_ = INT_MAX;
+    it_ = end_ = nullptr;
+    masks_ = nullptr;
+    tile_ = 0;
+    columns_ = nullptr;
+    column_count_ = 0;
+    if (args.column_begin != nullptr) {
+      columns_ = args.columns + args.column_begin[head];
+      column_count_ = static_cast<int>(args.column_begin[head + 1] - args.column_begin[head]);
+    }
+    if (lane_ < kSlices && row < rows) {
+      const std::int64_t block = head * args.row_blocks + row / args.row_block;
+      it_ = args.ranges + args.range_begin[block];
+      end_ = args.ranges + args.range_begin[block + 1];
+      first_key_ = window > 0 ? max(0, row - window + 1) : 0;
+      end_key_ = min(row + kSliceRows, rows);
+      if (column_count_ > 0) masks_ = args.column_masks + block * args.mask_words;
+      fetch();
+    }
+  }
+
+  __device__ int next(TileEntry<kSlices>* entry) {
+    const int start = static_cast<int>(__reduce_min_sync(~0u, static_cast<unsigned>(lo_)));
+    if (start != INT_MAX) {
+      const std::uint64_t mask = take(start);
+      if (lane_ < kSlices) entry->mask[lane_] = mask;
+      if (lane_ == 0) {
+        entry->start = start;
+        entry->first = start;
+        entry->last = start + kTileKeys - 1;
+        entry->kind = kTileRange;
+      }
+      __syncwarp();
+      return kTileRange;
+    }
+    for (; tile_ * kTileKeys < column_count_; ++tile_) {
+      const std::uint64_t mask = masks_ != nullptr ? masks_[tile_] : 0;
+      if (!__any_sync(~0u, mask != 0)) continue;
+      if (lane_ < kSlices) entry->mask[lane_] = mask;
+      if (lane_ == 0) {
+        entry->start = tile_ * kTileKeys;
+        entry->first = columns_[tile_ * kTileKeys];
+        entry->last = columns_[min((tile_ + 1) * kTileKeys, column_count_) - 1];
+        entry->kind = kTileColumns;
+      }
+      __syncwarp();
+      ++tile_;
+      return kTileColumns;
+    }
+    if (lane_ == 0) entry->kind = kTileEnd;
+    __syncwarp();
+    return kTileEnd;
+  }
+
+  __device__ const std::int32_t* columns() const { return columns_; }
+  __device__ int column_count() const { return column_count_; }
+
+ private:
+  /// The next range of this lane's list, cut to what its rows may see.
+  __device__ void fetch() {
+    lo_ = INT_MAX;
+    while (it_ != end_) {
+      const int start = __ldg(&it_->start);
+      const int stop = min(start + __ldg(&it_->width), end_key_);
+      ++it_;
+      if (start >= end_key_) {
+        it_ = end_;
+        return;
+      }
+      const int from = max(start, first_key_);
+      if (from < stop) {
+        lo_ = from;
+        hi_ = stop;
+        return;
+      }
+    }
+  }
+  /// Consumes this lane's keys in [start, start + 64).
+  __device__ std::uint64_t take(int start) {
+    std::uint64_t mask = 0;
+    while (lo_ < start + kTileKeys) {  // lo_ >= start: start is the minimum over the lanes
+      const int count = min(hi_, start + kTileKeys) - lo_;
+      mask |= (~std::uint64_t{0} >> (64 - count)) << (lo_ - start);
+      if (hi_ <= start + kTileKeys) {
+        fetch();
+      } else {
+        lo_ = start + kTileKeys;
+      }
+    }
+    return mask;
+  }
+
+  const KeyRange* it_;
+  const KeyRange* end_;
+  const std::uint64_t* masks_;
+  const std::int32_t* columns_;
+  int column_count_;
+  int lane_, lo_, hi_, first_key_, end_key_, tile_;
+};
+
+}  // namespace lacuna
