@@ -22,7 +22,7 @@ struct SweepModel {
   std::string dtype = "auto";   ///< auto (float32 on the CPU, bfloat16 on CUDA), float32 or bfloat16
   std::string device = "auto";  ///< auto (CUDA where there is a device), cpu or cuda
   std::string chat = "auto";    ///< auto (the folder's own template), chatml, llama3, gemma or none
-  std::string rope;             ///< Override in config.json's syntax, as JSON text, or empty.
+  nlohmann::json rope;          ///< RoPE override, or null; see rope_for().
   nlohmann::json shape;  ///< For planning without the folder: a published name, or the numbers; or null.
   std::vector<std::int64_t> lengths;  ///< Only these of the sweep's lengths; empty: all.
   std::optional<int> samples;         ///< Instead of the sweep's.
@@ -37,9 +37,6 @@ struct SweepTask {
       data;  ///< The data file with its folder, or empty; replaces params' `data` when the task is made.
   std::vector<std::int64_t> lengths;
   std::optional<int> samples, max_new_tokens;
-
-  /// params with the path of the data file that is to be opened.
-  Params open_params() const;
 };
 
 /// How much attention a strategy may use.
@@ -80,6 +77,11 @@ struct Sweep {
 Sweep load_sweep(const std::string& path, std::span<const std::string> overrides = {});
 /// From a document that was read already.
 Sweep parse_sweep(const Document& document);
+
+/// The RoPE override of a model at one length, in config.json's syntax as JSON text; empty for none. In the
+/// sweep, `above: N` limits the override to lengths greater than N, and `factor: auto` means (length +
+/// max_new_tokens) / original_max_position_embeddings.
+std::string rope_for(const SweepModel& model, std::int64_t length, int max_new_tokens);
 
 /// "dense", "prefill", "decode" (eviction included) or "both": where a strategy leaves something out.
 std::string_view phase_of(const StrategySpec& spec);
