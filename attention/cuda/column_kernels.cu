@@ -1,4 +1,5 @@
-// What the prefill kernels need to know about kept columns before they start, and the accounting of tile lists.
+// What the prefill kernels need to know about kept columns before they start, and the accounting of tile
+// lists.
 #include "attention/cuda/prefill_launch.h"
 #include "attention/cuda/tile_walker.cuh"
 #include "core/cuda.h"
@@ -66,15 +67,18 @@ __global__ void column_gather_kernel(const __grid_constant__ PrefillArgs args, i
   if (column < count) {
     const std::int64_t token = args.lists.columns[begin + column];
     const int kv_head = (args.head_base + head) / args.group - args.kv_base;
-    k = *reinterpret_cast<const uint4*>(args.k + kv_head * args.k_head_stride + token * args.k_token_stride + channel);
-    v = *reinterpret_cast<const uint4*>(args.v + kv_head * args.v_head_stride + token * args.v_token_stride + channel);
+    k = *reinterpret_cast<const uint4*>(args.k + kv_head * args.k_head_stride + token * args.k_token_stride +
+                                        channel);
+    v = *reinterpret_cast<const uint4*>(args.v + kv_head * args.v_head_stride + token * args.v_token_stride +
+                                        channel);
   }
   const std::int64_t to = (static_cast<std::int64_t>(head) * args.column_pitch + column) * head_dim + channel;
   *reinterpret_cast<uint4*>(args.column_k + to) = k;
   *reinterpret_cast<uint4*>(args.column_v + to) = v;
 }
 
-/// One warp per (head, 16-row slice). Cells of keys [lo, hi) under the causal mask and window are counted per row.
+/// One warp per (head, 16-row slice). Cells of keys [lo, hi) under the causal mask and window are counted per
+/// row.
 __global__ void count_cells_kernel(DeviceTileLists lists, int window, const std::uint64_t* masks, int words,
                                    unsigned long long* counts) {
   const int tokens = static_cast<int>(lists.tokens);
@@ -100,7 +104,8 @@ __global__ void count_cells_kernel(DeviceTileLists lists, int window, const std:
     if (lists.dense) {
       visited = causal;
       if (lane == 0)
-        computed = static_cast<unsigned long long>((end_row - first_key + kTileKeys - 1) / kTileKeys) * kTileKeys * kSliceRows;
+        computed = static_cast<unsigned long long>((end_row - first_key + kTileKeys - 1) / kTileKeys) *
+                   kTileKeys * kSliceRows;
     } else {
       const std::int64_t row_blocks = (lists.tokens + lists.row_block - 1) / lists.row_block;
       const auto block = head * row_blocks + first_row / lists.row_block;
@@ -111,7 +116,8 @@ __global__ void count_cells_kernel(DeviceTileLists lists, int window, const std:
         visited += cells(lo, hi);
         const int seen = min(hi, end_row) - max(lo, first_key);
         if (seen > 0)
-          computed += static_cast<unsigned long long>((seen + kTileKeys - 1) / kTileKeys) * kTileKeys * kSliceRows;
+          computed +=
+              static_cast<unsigned long long>((seen + kTileKeys - 1) / kTileKeys) * kTileKeys * kSliceRows;
       }
       if (lists.column_begin != nullptr) {
         const std::int32_t* columns = lists.columns + lists.column_begin[head];
@@ -164,8 +170,8 @@ void count_tile_cells_cuda(const DeviceTileLists& lists, int window, unsigned lo
   const int words = (lists.max_columns + kTileKeys - 1) / kTileKeys;
   if (!lists.dense && words > 0) launch_column_masks(lists, window, masks, words, stream);
   const std::int64_t slices = (lists.tokens + kSliceRows - 1) / kSliceRows;
-  count_cells_kernel<<<blocks_for(slices * lists.heads * 32, 256), 256, 0, stream>>>(lists, window, masks, words,
-                                                                                      counts);
+  count_cells_kernel<<<blocks_for(slices * lists.heads * 32, 256), 256, 0, stream>>>(lists, window, masks,
+                                                                                     words, counts);
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
 

@@ -1,6 +1,6 @@
-// Decode attention over ragged page lists. One block reads a run of pages of one kv head for up to 16 of its query heads
-// packed into one 16-row mma; every warp streams pages of its own through a cp.async ring. Runs are combined in a fixed
-// order by the block that finishes last.
+// Decode attention over ragged page lists. One block reads a run of pages of one kv head for up to 16 of its
+// query heads packed into one 16-row mma; every warp streams pages of its own through a cp.async ring. Runs
+// are combined in a fixed order by the block that finishes last.
 #pragma once
 
 #include "attention/cuda/decode_launch.h"
@@ -15,7 +15,8 @@ struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kWarps = 4;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kPitch = kHeadDim + 8;  ///< an odd number of 16-byte units: ldmatrix meets no bank conflict
+  static constexpr int kPitch =
+      kHeadDim + 8;  ///< an odd number of 16-byte units: ldmatrix meets no bank conflict
   static constexpr int kStages = kHeadDim <= 64 ? 4 : kHeadDim <= 128 ? 3 : 2;
   static constexpr int kRows = 16;
 
@@ -28,12 +29,13 @@ struct DecodeTraits {
     float sum[kWarps][kRows];
     int last;
   };
-  static_assert(sizeof(float) * kRows * kHeadDim <= sizeof(__nv_bfloat16) * 2 * kStages * kPageTokens * kPitch);
+  static_assert(sizeof(float) * kRows * kHeadDim <=
+                sizeof(__nv_bfloat16) * 2 * kStages * kPageTokens * kPitch);
 };
 
 /// The pages that one (sequence, head group) reads, cut into runs.
 struct DecodeRuns {
-  const std::int32_t* list;      ///< null: pages first_page, first_page + 1, ...
+  const std::int32_t* list;  ///< null: pages first_page, first_page + 1, ...
   const std::int32_t* page_ids;
   int tokens, first_key, first_page, pages, pages_per_run, runs;
 
@@ -57,14 +59,14 @@ struct DecodeRuns {
   }
 };
 
-/// Weight of a partial result whose maximum is `part` in a whole whose maximum is `whole`; nothing seen weighs 0.
+/// Weight of a partial result whose maximum is `part` in a whole whose maximum is `whole`; nothing seen
+/// weighs 0.
 __device__ inline float merge_weight(float part, float whole, float scale_log2) {
   return part == -INFINITY ? 0.0f : exp2_fast((part - whole) * scale_log2);
 }
 
 template <class T>
-__global__ void __launch_bounds__(T::kThreads)
-    decode_kernel(const __grid_constant__ DecodeArgs args) {
+__global__ void __launch_bounds__(T::kThreads) decode_kernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) unsigned char raw[];
   auto& shared = *reinterpret_cast<typename T::Shared*>(raw);
   const int lane = static_cast<int>(threadIdx.x) & 31;
@@ -198,7 +200,8 @@ __global__ void __launch_bounds__(T::kThreads)
 #pragma unroll
     for (int j = 0; j < T::kHeadDim / 16; ++j) {
       std::uint32_t b[4];
-      load_matrix_transposed(b, v + (((lane >> 3) & 1) * 8 + (lane & 7)) * T::kPitch + j * 16 + (lane >> 4) * 8);
+      load_matrix_transposed(b,
+                             v + (((lane >> 3) & 1) * 8 + (lane & 7)) * T::kPitch + j * 16 + (lane >> 4) * 8);
       mma(o + j * 8, p, b[0], b[1]);
       mma(o + j * 8 + 4, p, b[2], b[3]);
     }
@@ -268,7 +271,8 @@ __global__ void __launch_bounds__(T::kThreads)
       const float2 state = __ldcg(&partial_state[r * T::kRows + row]);
       const float weight = merge_weight(state.x, top, scale_log2);
       total = fmaf(state.y, weight, total);
-      value = fmaf(__ldcg(&partial_o[static_cast<std::int64_t>(r) * T::kRows * T::kHeadDim + i]), weight, value);
+      value =
+          fmaf(__ldcg(&partial_o[static_cast<std::int64_t>(r) * T::kRows * T::kHeadDim + i]), weight, value);
     }
     out[i] = __float2bfloat16(total > 0.0f ? value / total : 0.0f);
   }
@@ -281,7 +285,8 @@ void launch_decode(const DecodeArgs& args, int batch, int slots, int grid_runs, 
   const auto kernel = decode_kernel<T>;
   constexpr int kBytes = static_cast<int>(sizeof(typename T::Shared));
   LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  const dim3 grid(static_cast<unsigned>(grid_runs), static_cast<unsigned>(slots), static_cast<unsigned>(batch));
+  const dim3 grid(static_cast<unsigned>(grid_runs), static_cast<unsigned>(slots),
+                  static_cast<unsigned>(batch));
   kernel<<<grid, T::kThreads, kBytes, stream>>>(args);
   LACUNA_CUDA_TRY(cudaGetLastError());
 }

@@ -1,4 +1,5 @@
-// Hopper's own instructions, each behind one small function: mbarrier, TMA, wgmma descriptors, register reallocation.
+// Hopper's own instructions, each behind one small function: mbarrier, TMA, wgmma descriptors, register
+// reallocation.
 #pragma once
 
 #include <cuda.h>
@@ -13,19 +14,23 @@ __device__ inline std::uint32_t smem_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// --- mbarrier ------------------------------------------------------------------------------------------------------
+// --- mbarrier
+// ------------------------------------------------------------------------------------------------------
 
 __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(arrivals));
 }
 /// Makes initialised barriers visible to the copy engine.
-__device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ inline void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 __device__ inline void barrier_arrive(std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 __device__ inline void barrier_arrive_expect(std::uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)),
+               "r"(bytes)
                : "memory");
 }
 /// Waits until the phase of the given parity has completed.
@@ -43,25 +48,27 @@ __device__ inline void barrier_wait(std::uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// --- TMA -----------------------------------------------------------------------------------------------------------
+// --- TMA
+// -----------------------------------------------------------------------------------------------------------
 
 __device__ inline void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 /// Copies the box of (channel, token, head) at the given corner; outside the tensor zeros are written.
-__device__ inline void copy_box(void* to, const CUtensorMap* map, std::uint64_t* barrier, int channel, int token,
-                                int head) {
+__device__ inline void copy_box(void* to, const CUtensorMap* map, std::uint64_t* barrier, int channel,
+                                int token, int head) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          smem_address(to)),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(smem_address(to)),
       "l"(map), "r"(smem_address(barrier)), "r"(channel), "r"(token), "r"(head)
       : "memory");
 }
 
-// --- wgmma ---------------------------------------------------------------------------------------------------------
+// --- wgmma
+// ---------------------------------------------------------------------------------------------------------
 
-/// Operand in shared memory with 128-byte swizzle: rows of 64 bf16 in groups of 8 (1024 bytes, `stride` apart);
-/// `lead` is the distance between 64-channel blocks of an MN-major operand, unused when K-major.
+/// Operand in shared memory with 128-byte swizzle: rows of 64 bf16 in groups of 8 (1024 bytes, `stride`
+/// apart); `lead` is the distance between 64-channel blocks of an MN-major operand, unused when K-major.
 __device__ inline std::uint64_t operand(const void* pointer, int lead_bytes, int stride_bytes) {
   std::uint64_t descriptor = (smem_address(pointer) & 0x3FFFF) >> 4;
   descriptor |= static_cast<std::uint64_t>((lead_bytes & 0x3FFFF) >> 4) << 16;
@@ -82,7 +89,8 @@ __device__ inline void pin(float (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-// --- Warpgroups ----------------------------------------------------------------------------------------------------
+// --- Warpgroups
+// ----------------------------------------------------------------------------------------------------
 
 template <int kRegisters>
 __device__ inline void take_registers() {

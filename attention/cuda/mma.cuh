@@ -8,10 +8,12 @@ namespace lacuna {
 __device__ inline std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
-/// Copies 16 bytes, or writes 16 zero bytes when `valid` is false (`from` must still be an address that may be read).
+/// Copies 16 bytes, or writes 16 zero bytes when `valid` is false (`from` must still be an address that may
+/// be read).
 __device__ inline void copy_async_16(void* to, const void* from, bool valid = true) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes)
                : "memory");
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -1,8 +1,10 @@
-// Prefill attention on Hopper: 128 query rows per work item, two consumer warpgroups of 64 rows and one producer warp.
+// Prefill attention on Hopper: 128 query rows per work item, two consumer warpgroups of 64 rows and one
+// producer warp.
 //
-// The producer walks the tile lists and keeps a ring of K and V tiles filled by TMA. Each consumer multiplies its rows
-// with the tiles on its own list and passes over the others; the softmax of one tile runs while the tensor cores do the
-// PV product of the tile before. In the dense variant the two consumers also take turns on the tensor cores.
+// The producer walks the tile lists and keeps a ring of K and V tiles filled by TMA. Each consumer multiplies
+// its rows with the tiles on its own list and passes over the others; the softmax of one tile runs while the
+// tensor cores do the PV product of the tile before. In the dense variant the two consumers also take turns
+// on the tensor cores.
 #pragma once
 
 #include "attention/cuda/hopper.cuh"
@@ -19,7 +21,9 @@ struct HopperTraits {
   static constexpr int kSlices = kRows / kSliceRows;
   static constexpr int kKeys = hopper_tile_keys(kHeadDim, !kLists);
   static constexpr int kChunks = (kHeadDim + 63) / 64;  ///< 128-byte wide pieces of a row
-  static constexpr int kStages = kHeadDim > 128 ? 2 : kLists ? (kHeadDim > 64 ? 5 : 8) : (kHeadDim > 64 ? 2 : 4);
+  static constexpr int kStages = kHeadDim > 128 ? 2
+                                 : kLists       ? (kHeadDim > 64 ? 5 : 8)
+                                                : (kHeadDim > 64 ? 2 : 4);
   static constexpr int kChunkElements = kKeys * 64;
   static constexpr int kTileElements = kChunkElements * kChunks;
   static constexpr int kTileBytes = kTileElements * 2;
@@ -53,8 +57,8 @@ struct RingPlace {
   }
 };
 
-/// Work items are numbered from the last query rows to the first, because those take longest, and the heads of one row
-/// tile follow each other, so that the query heads of a kv head meet in the L2 cache.
+/// Work items are numbered from the last query rows to the first, because those take longest, and the heads
+/// of one row tile follow each other, so that the query heads of a kv head meet in the L2 cache.
 struct WorkItem {
   int head, first_row;
   __device__ WorkItem(int work, const PrefillArgs& args, int rows) {
@@ -98,13 +102,13 @@ __device__ void hopper_produce(const PrefillArgs& args, const HopperMaps& maps, 
     const auto load = [&](const CUtensorMap* k_map, const CUtensorMap* v_map, int token, int head) {
       barrier_arrive_expect(&shared.k_full[place.stage], T::kTileBytes);
       for (int chunk = 0; chunk < T::kChunks; ++chunk)
-        copy_box(shared.k[place.stage] + chunk * T::kChunkElements, k_map, &shared.k_full[place.stage], chunk * 64,
-                 token, head);
+        copy_box(shared.k[place.stage] + chunk * T::kChunkElements, k_map, &shared.k_full[place.stage],
+                 chunk * 64, token, head);
       if constexpr (!T::kLists) barrier_wait(&shared.v_empty[place.stage], place.parity ^ 1);
       barrier_arrive_expect(&shared.v_full[place.stage], T::kTileBytes);
       for (int chunk = 0; chunk < T::kChunks; ++chunk)
-        copy_box(shared.v[place.stage] + chunk * T::kChunkElements, v_map, &shared.v_full[place.stage], chunk * 64,
-                 token, head);
+        copy_box(shared.v[place.stage] + chunk * T::kChunkElements, v_map, &shared.v_full[place.stage],
+                 chunk * 64, token, head);
     };
 
     if constexpr (T::kLists) {
@@ -117,7 +121,8 @@ __device__ void hopper_produce(const PrefillArgs& args, const HopperMaps& maps, 
         if (kind == kTileColumns) {
           for (int i = lane; i < kTileKeys; i += 32) {
             const int column = entry.start + i;
-            shared.column_key[place.stage][i] = column < walker.column_count() ? walker.columns()[column] : INT_MAX;
+            shared.column_key[place.stage][i] =
+                column < walker.column_count() ? walker.columns()[column] : INT_MAX;
           }
         }
         __syncwarp();
@@ -304,7 +309,8 @@ class HopperConsumer {
     const std::uint64_t mask = entry.mask[group_ * 4 + warp_];
     if (mask != ~std::uint64_t{0}) mask_bits(s, mask);
     const int row = row_ + lane_ / 4;
-    const bool edge = entry.last > row_ || (args_.window > 0 && entry.first <= row_ + kSliceRows - 1 - args_.window);
+    const bool edge =
+        entry.last > row_ || (args_.window > 0 && entry.first <= row_ + kSliceRows - 1 - args_.window);
     if (!edge) return;
     const int below = args_.window > 0 ? args_.window - 1 : INT_MAX / 2;
     if (entry.kind == kTileRange) {

@@ -7,7 +7,8 @@
 namespace lacuna {
 
 template <class T>
-void launch_prefill_hopper_variant(const PrefillArgs& args, const HopperMaps& maps, int blocks, cudaStream_t stream) {
+void launch_prefill_hopper_variant(const PrefillArgs& args, const HopperMaps& maps, int blocks,
+                                   cudaStream_t stream) {
   const auto kernel = prefill_hopper_kernel<T>;
   LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes));
   kernel<<<blocks, T::kThreads, T::kSharedBytes, stream>>>(args, maps);

@@ -1,5 +1,5 @@
-// Prefill attention for sm_80 and later: 64 query rows per block, one warp per 16-row slice, mma.sync. All four warps
-// share the key tiles; a warp passes over tiles that are not on its slice's list.
+// Prefill attention for sm_80 and later: 64 query rows per block, one warp per 16-row slice, mma.sync. All
+// four warps share the key tiles; a warp passes over tiles that are not on its slice's list.
 #pragma once
 
 #include "attention/cuda/mma.cuh"
@@ -15,7 +15,8 @@ struct PortableTraits {
   static constexpr int kRows = 64;
   static constexpr int kSlices = kRows / kSliceRows;
   static constexpr int kThreads = 32 * kSlices;
-  static constexpr int kPitch = kHeadDim + 8;  ///< an odd number of 16-byte units: ldmatrix meets no bank conflict
+  static constexpr int kPitch =
+      kHeadDim + 8;  ///< an odd number of 16-byte units: ldmatrix meets no bank conflict
   static constexpr int kStages = kHeadDim > 128 ? 1 : 2;
   static constexpr bool kKeepQ = kHeadDim <= 128;  ///< q stays in registers
 
@@ -29,8 +30,9 @@ struct PortableTraits {
 };
 
 template <class T>
-__device__ void portable_load(const PrefillArgs& args, const TileEntry<T::kSlices>& entry, const std::int32_t* keys,
-                              const __nv_bfloat16* k, const __nv_bfloat16* v, __nv_bfloat16* to_k, __nv_bfloat16* to_v) {
+__device__ void portable_load(const PrefillArgs& args, const TileEntry<T::kSlices>& entry,
+                              const std::int32_t* keys, const __nv_bfloat16* k, const __nv_bfloat16* v,
+                              __nv_bfloat16* to_k, __nv_bfloat16* to_v) {
   constexpr int kPieces = T::kHeadDim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kPieces; i += T::kThreads) {
     const int row = i / kPieces;
@@ -62,7 +64,8 @@ __device__ void portable_scores(float (&s)[kTileKeys / 2], const std::uint32_t (
 #pragma unroll
     for (int j = 0; j < kTileKeys / 16; ++j) {
       std::uint32_t b[4];  // keys 16 j + 0..7 and 8..15, channels 0..7 and 8..15
-      load_matrix(b, k + (j * 16 + (lane >> 4) * 8 + (lane & 7)) * T::kPitch + step * 16 + ((lane >> 3) & 1) * 8);
+      load_matrix(
+          b, k + (j * 16 + (lane >> 4) * 8 + (lane & 7)) * T::kPitch + step * 16 + ((lane >> 3) & 1) * 8);
       mma(s + j * 8, a, b[0], b[1]);
       mma(s + j * 8 + 4, a, b[2], b[3]);
     }
@@ -70,7 +73,8 @@ __device__ void portable_scores(float (&s)[kTileKeys / 2], const std::uint32_t (
 }
 
 template <class T>
-__device__ void portable_output(float (&o)[T::kHeadDim / 2], const float (&s)[kTileKeys / 2], const __nv_bfloat16* v) {
+__device__ void portable_output(float (&o)[T::kHeadDim / 2], const float (&s)[kTileKeys / 2],
+                                const __nv_bfloat16* v) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
   for (int step = 0; step < kTileKeys / 16; ++step) {
@@ -80,8 +84,8 @@ __device__ void portable_output(float (&o)[T::kHeadDim / 2], const float (&s)[kT
 #pragma unroll
     for (int j = 0; j < T::kHeadDim / 16; ++j) {
       std::uint32_t b[4];  // channels 16 j + 0..7 and 8..15, keys 0..7 and 8..15
-      load_matrix_transposed(b, v + (step * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * T::kPitch + j * 16 +
-                                    (lane >> 4) * 8);
+      load_matrix_transposed(
+          b, v + (step * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * T::kPitch + j * 16 + (lane >> 4) * 8);
       mma(o + j * 8, p, b[0], b[1]);
       mma(o + j * 8 + 4, p, b[2], b[3]);
     }
@@ -89,8 +93,9 @@ __device__ void portable_output(float (&o)[T::kHeadDim / 2], const float (&s)[kT
 }
 
 template <class T>
-__device__ void portable_mask(float (&s)[kTileKeys / 2], const PrefillArgs& args, const TileEntry<T::kSlices>& entry,
-                              std::uint64_t mask, const std::int32_t* keys, int slice_row) {
+__device__ void portable_mask(float (&s)[kTileKeys / 2], const PrefillArgs& args,
+                              const TileEntry<T::kSlices>& entry, std::uint64_t mask,
+                              const std::int32_t* keys, int slice_row) {
   if (mask != ~std::uint64_t{0}) mask_bits(s, mask);
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const bool edge =
@@ -195,7 +200,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
   if constexpr (T::kKeepQ) {
 #pragma unroll
     for (int step = 0; step < T::kHeadDim / 16; ++step)
-      load_matrix(q[step], shared.q + (warp * kSliceRows + (lane & 15)) * T::kPitch + step * 16 + (lane >> 4) * 8);
+      load_matrix(q[step],
+                  shared.q + (warp * kSliceRows + (lane & 15)) * T::kPitch + step * 16 + (lane >> 4) * 8);
   }
   float o[T::kHeadDim / 2];
 #pragma unroll

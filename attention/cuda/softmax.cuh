@@ -16,15 +16,15 @@ __device__ inline int kv_head_of(const PrefillArgs& args, int head) {
 /// exp2(x * log2e) = e^x; scores are kept in units that make exp2 right.
 inline constexpr float kLog2e = 1.4426950408889634f;
 
-__device__ inline float tanh_fast(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+/// 1 - 2 / (1 + e^2x): off by 1e-7, where tanh.approx is off by 2^-11, which a cap of 50 would turn into 0.02
+/// of a score.
+__device__ inline float tanh_fast(float x) {
+  return 1.0f - __fdividef(2.0f, 1.0f + exp2_fast(2.0f * kLog2e * x));
 }
 __device__ inline std::uint32_t pack_bf16(float low, float high) {
   std::uint32_t packed;
@@ -41,13 +41,14 @@ __device__ inline float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-/// Online softmax of two rows per thread, in mma accumulator layout: s[4 j + 0, 1] belong to the first row, s[4 j + 2, 3]
-/// to the row 8 below.
+/// Online softmax of two rows per thread, in mma accumulator layout: s[4 j + 0, 1] belong to the first row,
+/// s[4 j + 2, 3] to the row 8 below.
 struct SoftmaxState {
   float max[2] = {-INFINITY, -INFINITY};  ///< of raw scores
   float sum[2] = {0.0f, 0.0f};            ///< this thread's share
 
-  /// Turns scores into weights relative to the new maximum; rescale[r] is what earlier output must be multiplied by.
+  /// Turns scores into weights relative to the new maximum; rescale[r] is what earlier output must be
+  /// multiplied by.
   template <int kCount>
   __device__ void update(float (&s)[kCount], float scale_log2, float (&rescale)[2]) {
 #pragma unroll
@@ -94,7 +95,8 @@ __device__ inline void mask_span(float (&s)[kCount], const int (&first)[2], cons
 template <int kCount>
 __device__ inline void mask_bits(float (&s)[kCount], std::uint64_t mask) {
   const std::uint64_t shifted = mask >> ((threadIdx.x & 3) * 2);
-  const std::uint32_t words[2] = {static_cast<std::uint32_t>(shifted), static_cast<std::uint32_t>(shifted >> 32)};
+  const std::uint32_t words[2] = {static_cast<std::uint32_t>(shifted),
+                                  static_cast<std::uint32_t>(shifted >> 32)};
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int bit = (i / 4) * 8 + (i & 1);

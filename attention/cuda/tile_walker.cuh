@@ -1,5 +1,5 @@
-// Turns the tile lists of several 16-row slices into one stream of key tiles, while the kernel runs: a tile is loaded
-// once for all slices, and each slice has a bit mask of the keys that its own list holds.
+// Turns the tile lists of several 16-row slices into one stream of key tiles, while the kernel runs: a tile
+// is loaded once for all slices, and each slice has a bit mask of the keys that its own list holds.
 #pragma once
 
 #include <climits>
@@ -20,8 +20,8 @@ struct TileEntry {
   int kind;
 };
 
-/// One warp walks together; lane l < kSlices keeps the place in the list of slice l. `next` returns tiles in order:
-/// ranges left to right, then columns, then kTileEnd.
+/// One warp walks together; lane l < kSlices keeps the place in the list of slice l. `next` returns tiles in
+/// order: ranges left to right, then columns, then kTileEnd.
 template <int kSlices>
 class TileWalker {
  public:
