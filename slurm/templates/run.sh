@@ -26,10 +26,11 @@ job_field() {
 # Samples that the journal has acknowledged: the measure of progress.
 journal_lines() { find "$out/journal" -name '*.jsonl' -exec cat {} + 2>/dev/null | wc -l; }
 
-# Slurm warns before the time limit (USR2, see --signal) and, on preemption or cancellation, ends with TERM. Both reach
-# the ranks as USR2: they finish the sample in hand and leave. (mpirun would answer TERM by killing them.)
+# Slurm warns before the time limit (see --signal); on preemption, cancellation and at the limit itself it sends TERM.
+# Both reach the ranks as USR2: they finish the sample in hand and leave. (mpirun would answer TERM by killing them.)
 launched=
 warned=
+# shellcheck disable=SC2317  # called by the traps below
 forward() {
   warned=$1
   say "got SIG$1: asking the ranks to finish their samples and stop"
@@ -56,12 +57,14 @@ trap 'forward USR2' USR2
 trap 'forward TERM' TERM
 "${launch[@]}" bash "$rank_script" "${run[@]}" &
 launched=$!
-# A trapped signal ends `wait` early: wait again until the launcher is really gone.
+# A trapped signal ends `wait` early: wait again until the launcher is really gone. Only a few seconds are left once the
+# limit has struck: a sample that takes longer than the warning is given up then, and runs again in the next start.
 code=0
 while :; do
   code=0
   wait "$launched" || code=$?
   kill -0 "$launched" 2>/dev/null || break
+  if [ "$warned" = TERM ] && [ "$(job_field Reason)" = TimeLimit ]; then break; fi
 done
 launched=
 after=$(journal_lines)

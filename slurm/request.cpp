@@ -1,0 +1,238 @@
+#include "slurm/request.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <queue>
+
+#include "core/error.h"
+#include "core/text.h"
+
+namespace lacuna::slurm {
+namespace {
+
+/// Share of GPU time that must be in use for a request to pass.
+constexpr double kLeastUtilisation = 0.5;
+/// Journal line, row of results.h5 and texts of one sample.
+constexpr double kBytesPerSample = 4096;
+constexpr double kLeastFreeBytes = 64.0 * 1024 * 1024;
+constexpr int kMostCpusPerGpu = 16;
+
+/// The most GPUs of a node that teams of these degrees can fill together. A degree larger than the node takes
+/// it whole.
+int fillable_gpus(const StudyDemand& demand, int gpus_per_node) {
+  std::vector<bool> reachable(static_cast<std::size_t>(gpus_per_node) + 1);
+  reachable[0] = true;
+  for (int gpus = 1; gpus <= gpus_per_node; ++gpus) {
+    for (const auto& model : demand.models) {
+      const int part = model.tp <= gpus_per_node ? model.tp : gpus_per_node;
+      if (model.jobs > 0 && gpus >= part && reachable[static_cast<std::size_t>(gpus - part)]) {
+        reachable[static_cast<std::size_t>(gpus)] = true;
+      }
+    }
+  }
+  int best = 0;
+  for (int gpus = 0; gpus <= gpus_per_node; ++gpus) {
+    if (reachable[static_cast<std::size_t>(gpus)]) best = gpus;
+  }
+  return best;
+}
+
+/// GPU-seconds of all jobs, or GPU-jobs when no times are known.
+double total_work(const StudyDemand& demand) {
+  double work = 0;
+  for (const auto& m : demand.models) {
+    work += static_cast<double>(m.tp) * (demand.times_known ? m.job_seconds : static_cast<double>(m.jobs));
+  }
+  return work;
+}
+
+/// No schedule is shorter: all work evenly over all GPUs, the longest job, and per model its jobs in whole
+/// rounds over the teams there can be.
+double shortest_makespan(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
+  const double ranks = static_cast<double>(nodes) * gpus_per_node * array;
+  const int usable = fillable_gpus(demand, gpus_per_node);
+  double makespan = total_work(demand) / (ranks * std::max(1, usable) / gpus_per_node);
+  for (const auto& m : demand.models) {
+    if (m.jobs == 0) continue;
+    const int per_element =
+        m.tp <= gpus_per_node ? nodes * (gpus_per_node / m.tp) : nodes * gpus_per_node / m.tp;
+    const double teams = std::max(1, per_element) * static_cast<double>(array);
+    const double mean = demand.times_known ? m.job_seconds / static_cast<double>(m.jobs) : 1;
+    const double longest = demand.times_known ? std::max(mean, m.longest_job_seconds) : 1;
+    makespan = std::max({makespan, longest, mean * std::ceil(static_cast<double>(m.jobs) / teams)});
+  }
+  return makespan;
+}
+
+std::string shape_text(int nodes, int gpus) {
+  return fmt::format("--nodes {} --gpus-per-node {}", nodes, gpus);
+}
+
+/// The largest request at or below this one that keeps at least 80 % of its GPUs busy.
+std::string better_shape(const SlurmOptions& options, const StudyDemand& demand) {
+  for (int array = options.array; array >= 1; --array) {
+    for (int nodes = options.nodes; nodes >= 1; --nodes) {
+      const int least = nodes > 1 ? options.gpus_per_node : 1;
+      for (int gpus = options.gpus_per_node; gpus >= least; --gpus) {
+        const bool fits = std::all_of(demand.models.begin(), demand.models.end(),
+                                      [&](const auto& m) { return m.tp <= nodes * gpus; });
+        if (fits && expected_utilisation(demand, nodes, gpus, array) >= 0.8) {
+          return shape_text(nodes, gpus) + (options.array > 1 ? fmt::format(" --array {}", array) : "");
+        }
+      }
+    }
+  }
+  return shape_text(1, 1);
+}
+
+void check_memory(const SlurmOptions& options, const ModelDemand& model) {
+  const auto need = model.bytes_by_tp.find(model.tp);
+  if (!options.gpu_memory_gib || need == model.bytes_by_tp.end()) return;
+  const double have = *options.gpu_memory_gib * 1024 * 1024 * 1024;
+  if (need->second <= have) return;
+  std::string better = "use GPUs with more memory, or shorter prompts";
+  for (const auto& [tp, bytes] : model.bytes_by_tp) {
+    if (tp > model.tp && bytes <= have) {
+      better = fmt::format("with tp: {} it would need {}", tp, format_bytes(bytes));
+      if (tp > options.gpus_per_node) better += fmt::format(" (and --gpus-per-node {})", tp);
+      break;
+    }
+  }
+  throw_usage("model '{}' does not fit: {} per GPU at tp {}, but a GPU has {}; {}", model.name,
+              format_bytes(need->second), model.tp, format_bytes(have), better);
+}
+
+}  // namespace
+
+double expected_utilisation(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
+  const double work = total_work(demand);
+  if (work <= 0) return 1;
+  const double ranks = static_cast<double>(nodes) * gpus_per_node * array;
+  return work / (ranks * shortest_makespan(demand, nodes, gpus_per_node, array));
+}
+
+double expected_hours(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
+  return demand.times_known ? shortest_makespan(demand, nodes, gpus_per_node, array) / 3600 : 0;
+}
+
+std::vector<std::string> check_study(const SlurmOptions& options, const StudyDemand& demand,
+                                     bool allow_idle) {
+  std::vector<std::string> remarks;
+  long long jobs = 0;
+  for (const auto& model : demand.models) {
+    jobs += model.jobs;
+    const int ranks = options.ranks();
+    LACUNA_REQUIRE(
+        model.tp <= ranks, "model '{}' needs tp {}, but {} node(s) x {} GPU(s) are only {} ranks; use {}",
+        model.name, model.tp, options.nodes, options.gpus_per_node, ranks,
+        shape_text(std::max(options.nodes, (model.tp + options.gpus_per_node - 1) / options.gpus_per_node),
+                   options.gpus_per_node));
+    check_memory(options, model);
+    if (model.tp > options.gpus_per_node) {
+      remarks.push_back(
+          fmt::format("model '{}': its teams of {} span nodes of {} GPUs; one node with {} would be faster",
+                      model.name, model.tp, options.gpus_per_node, model.tp));
+    }
+    const auto limit = parse_time(options.time, "--time");
+    const double longest = model.longest_job_seconds + options.signal_seconds;
+    LACUNA_REQUIRE(
+        !limit || !demand.times_known || longest <= static_cast<double>(*limit),
+        "model '{}': its longest job takes about {}, which never ends within --time {} (less the {} s of "
+        "warning); use --time {}",
+        model.name, format_seconds(model.longest_job_seconds), options.time, options.signal_seconds,
+        format_time(static_cast<long long>(longest * 2)));
+  }
+  LACUNA_REQUIRE(jobs > 0, "nothing is left to run: every sample of this study is finished");
+  LACUNA_REQUIRE(options.array <= jobs, "--array {}: the study has only {} jobs; use --array {}",
+                 options.array, jobs, jobs);
+
+  const int usable = fillable_gpus(demand, options.gpus_per_node);
+  const double utilisation =
+      expected_utilisation(demand, options.nodes, options.gpus_per_node, options.array);
+  if (!allow_idle && usable < options.gpus_per_node) {
+    throw_usage(
+        "{} of the {} GPUs of every node would idle: no teams of tp {} fill them; use --gpus-per-node {} (or "
+        "--allow-idle)",
+        options.gpus_per_node - usable, options.gpus_per_node, demand.models.front().tp, usable);
+  }
+  if (!allow_idle && utilisation < kLeastUtilisation) {
+    throw_usage(
+        "{} GPUs would be busy only {:.0f} % of the time: the study has {} jobs; use {} (or --allow-idle)",
+        options.ranks() * options.array, utilisation * 100, jobs, better_shape(options, demand));
+  }
+  return remarks;
+}
+
+void check_cluster(SlurmOptions& options, const std::vector<NodeGroup>& groups) {
+  std::vector<std::string> names;
+  std::string default_partition;
+  for (const auto& group : groups) {
+    if (std::find(names.begin(), names.end(), group.partition) == names.end())
+      names.push_back(group.partition);
+    if (group.is_default) default_partition = group.partition;
+  }
+  std::vector<std::string> asked = split(options.partition, ',');
+  if (options.partition.empty()) asked = {default_partition};
+  LACUNA_REQUIRE(!asked[0].empty(), "this cluster has no default partition: use --partition ({})",
+                 fmt::join(names, ", "));
+
+  int most_gpus = 0, matching = 0, cpus = 0;
+  std::optional<long long> longest;
+  bool unlimited = false;
+  for (const auto& partition : asked) {
+    LACUNA_REQUIRE(std::find(names.begin(), names.end(), partition) != names.end(), "--partition: {}",
+                   unknown_name_message("partition", partition, names));
+    for (const auto& group : groups) {
+      if (group.partition != partition) continue;
+      LACUNA_REQUIRE(group.up, "--partition: '{}' is down", partition);
+      if (!group.time_limit) unlimited = true;
+      if (group.time_limit) longest = std::max(longest.value_or(0), *group.time_limit);
+      const int gpus = group.gpu_count(options.gpu_type);
+      most_gpus = std::max(most_gpus, gpus);
+      if (gpus < options.gpus_per_node) continue;
+      matching += group.nodes;
+      const int share = std::max(1, group.cpus / gpus);
+      cpus = cpus == 0 ? share : std::min(cpus, share);
+      if (!options.gpu_memory_gib) {
+        for (const auto& [type, count] : group.gpus) {
+          const auto known = gpu_memory_by_type(type);
+          if (count > 0 && known && (options.gpu_type.empty() || type == options.gpu_type))
+            options.gpu_memory_gib = known;
+        }
+      }
+    }
+  }
+  const std::string where = fmt::format("{}", fmt::join(asked, ","));
+  const std::string kind = options.gpu_type.empty() ? "" : options.gpu_type + " ";
+  LACUNA_REQUIRE(most_gpus > 0, "partition '{}' has no {}GPUs (see: sinfo -o '%P %G')", where, kind);
+  LACUNA_REQUIRE(options.gpus_per_node <= most_gpus,
+                 "--gpus-per-node {}: a node of partition '{}' has {} {}GPUs; use {}", options.gpus_per_node,
+                 where, most_gpus, kind,
+                 shape_text((options.ranks() + most_gpus - 1) / most_gpus, most_gpus));
+  LACUNA_REQUIRE(options.nodes <= matching,
+                 "--nodes {}: partition '{}' has {} nodes with {} {}GPUs; use --nodes {}", options.nodes,
+                 where, matching, options.gpus_per_node, kind, matching);
+  const auto time = parse_time(options.time, "--time");
+  LACUNA_REQUIRE(
+      unlimited || !longest || (time && *time <= *longest),
+      "--time {}: partition '{}' allows at most {}; use --time {} (a longer study starts again by itself)",
+      options.time, where, format_time(*longest), format_time(*longest));
+  if (options.cpus_per_gpu == 0) options.cpus_per_gpu = std::min(cpus, kMostCpusPerGpu);
+}
+
+void check_space(const std::string& folder, long long samples) {
+  struct statvfs info {};
+  if (::statvfs(folder.c_str(), &info) != 0) return;  // some file systems do not say; writing will tell
+  const double have = static_cast<double>(info.f_bavail) * static_cast<double>(info.f_frsize);
+  const double need = std::max(kLeastFreeBytes, static_cast<double>(samples) * kBytesPerSample);
+  if (have < need) {
+    throw_resource(
+        "{}: only {} free, the results of {} samples need about {}; make room or use another --out", folder,
+        format_bytes(have), samples, format_bytes(need));
+  }
+}
+
+}  // namespace lacuna::slurm
