@@ -117,8 +117,23 @@ void Narrative::write(Draft& draft, Chapter& chapter, std::uint64_t number, std:
   add_part(draft, purchase_, chapter, number, sold_item, rng);
   chapter.purchase = draft.take();
   if (chapter.sold) add_part(draft, sale_, chapter, number, sold_item, rng);
+  chapter.sale = draft.take();
   add_part(draft, farewell_, chapter, number, sold_item, rng);
   chapter.end = draft.take();
+}
+
+std::vector<Block> Narrative::small_talk(Draft& draft, std::int64_t room, Rng& rng) const {
+  std::vector<Block> talk;
+  while (true) {
+    talk_[rng.below(talk_.size())].add_to(draft);
+    const Block line = draft.take();
+    if (line.tokens() > room) break;
+    room -= line.tokens();
+    talk.push_back(line);
+  }
+  const auto shorter = noise_for(draft, room, wording::kNoiseInline, rng);
+  talk.insert(talk.end(), shorter.begin(), shorter.end());
+  return talk;
 }
 
 nlohmann::json Story::facts(const Narrative& narrative) const {
@@ -132,8 +147,9 @@ nlohmann::json Story::facts(const Narrative& narrative) const {
   return facts;
 }
 
-std::vector<Block> Story::context(Draft& draft, std::int64_t room, Rng& rng) const {
-  auto talk = noise_for(draft, room, wording::kNoiseInline, rng);
+std::vector<Block> Story::context(const Narrative& narrative, Draft& draft, std::int64_t room,
+                                  Rng& rng) const {
+  auto talk = narrative.small_talk(draft, room, rng);
   std::vector<std::size_t> more(chapters.size());
   for (std::size_t i = 0; i < talk.size(); ++i) ++more[rng.below(more.size())];
   std::vector<Block> context;
@@ -144,6 +160,7 @@ std::vector<Block> Story::context(Draft& draft, std::int64_t room, Rng& rng) con
       talk.pop_back();
     }
     if (chapters[i].buys) context.push_back(chapters[i].purchase);
+    if (chapters[i].sold) context.push_back(chapters[i].sale);
     context.push_back(chapters[i].end);
   }
   return context;
@@ -158,7 +175,8 @@ Story tell_story(const Narrative& narrative, Draft& draft, std::int64_t room, co
     Chapter chapter = plot.next();
     narrative.write(draft, chapter, story.chapters.size() + 1,
                     chapter.sold ? story.chapters[*chapter.sold].item : 0, words);
-    const std::int64_t tokens = chapter.begin.tokens() + chapter.purchase.tokens() + chapter.end.tokens();
+    const std::int64_t tokens =
+        chapter.begin.tokens() + chapter.purchase.tokens() + chapter.sale.tokens() + chapter.end.tokens();
     if (story.tokens + tokens > room) return story;
     story.tokens += tokens;
     story.chapters.push_back(chapter);

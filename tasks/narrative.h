@@ -19,7 +19,7 @@ struct Chapter {
   bool buys = true;
   std::optional<std::size_t>
       sold;  ///< Index of the earlier chapter whose item is sold here; owned, and never sold twice.
-  Block begin, purchase, end;  ///< In this order; more small talk may be put before `purchase`.
+  Block begin, purchase, sale, end;  ///< In this order; more small talk may be put before `purchase`.
 };
 
 /// What a story is made of; immutable.
@@ -55,7 +55,8 @@ class Narrative {
   /// Adds an item's words, each with its space.
   void add_item(Draft& draft, std::size_t item) const;
 
-  double sale_chance() const { return sale_chance_; }
+  /// Sentences of small talk for `room` tokens.
+  std::vector<Block> small_talk(Draft& draft, std::int64_t room, Rng& rng) const;
 
  private:
   using Texts = std::vector<Template>;
@@ -76,7 +77,7 @@ struct Story {
   /// The facts, for checks: one object per chapter (place, person, bought, sold).
   nlohmann::json facts(const Narrative& narrative) const;
   /// The chapters in order, with small talk at random places for `room` more tokens.
-  std::vector<Block> context(Draft& draft, std::int64_t room, Rng& rng) const;
+  std::vector<Block> context(const Narrative& narrative, Draft& draft, std::int64_t room, Rng& rng) const;
 };
 
 /// Adds chapters while they fit into `room` tokens.

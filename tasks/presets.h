@@ -17,7 +17,8 @@ struct PresetCount {
   std::int64_t paper, mini;
   std::int64_t max;
   const char* help;
-  const char* mini_note = "";  ///< How the mini preset scales it with the length, if it does
+  const char* mini_note =
+      "";  ///< How the mini preset scales it with the length (whether set by hand or not), if it does
 };
 
 /// style, preset and the counts as ParamSpecs.

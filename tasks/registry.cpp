@@ -1,7 +1,6 @@
 #include "tasks/registry.h"
 
 #include <algorithm>
-#include <array>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -10,17 +9,36 @@ namespace lacuna {
 
 namespace {
 
-using MakeTask = std::unique_ptr<const Task> (*)(const Params&);
+struct Entry {
+  TaskInfo info;
+  std::unique_ptr<const Task> (*make)(const Params&);
+  Score (*score)(const nlohmann::json& gold, std::string_view output);
+};
 
-/// In the order of the paper. The two arrays below grow by one line per task.
-constexpr std::array kMakers = {make_ruler_niah,      make_ruler_vt,        make_ruler_cwe,
-                                make_story_retrieval, make_story_filtering, make_story_multihop};
+/// One line per task, in the order of the paper.
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> list = {
+      {ruler_niah_info(), make_ruler_niah, score_ruler_niah},
+      {ruler_vt_info(), make_ruler_vt, score_ruler_vt},
+      {ruler_cwe_info(), make_ruler_cwe, score_ruler_cwe},
+      {story_retrieval_info(), make_story_retrieval, score_story_retrieval},
+      {story_filtering_info(), make_story_filtering, score_story_filtering},
+      {story_multihop_info(), make_story_multihop, score_story_multihop},
+  };
+  return list;
+}
 
 const std::vector<TaskInfo>& infos() {
-  static const std::vector<TaskInfo> list = {ruler_niah_info(),      ruler_vt_info(),
-                                             ruler_cwe_info(),       story_retrieval_info(),
-                                             story_filtering_info(), story_multihop_info()};
+  static const std::vector<TaskInfo> list = [] {
+    std::vector<TaskInfo> copies;
+    for (const auto& entry : entries()) copies.push_back(entry.info);
+    return copies;
+  }();
   return list;
+}
+
+const Entry& find_entry(const std::string& name) {
+  return entries()[static_cast<std::size_t>(&find_task(name, "tasks") - infos().data())];
 }
 
 }  // namespace
@@ -50,8 +68,17 @@ const TaskInfo& find_task(const std::string& name, const std::string& where) {
 }
 
 std::unique_ptr<const Task> make_task(const std::string& name, const Params& params) {
-  const auto at = &find_task(name, "make_task") - infos().data();
-  return kMakers[static_cast<std::size_t>(at)](params);
+  return find_entry(name).make(params);
+}
+
+Score score_output(const std::string& name, const nlohmann::json& gold, std::string_view output,
+                   const std::string& where) {
+  const Entry& entry = find_entry(name);
+  try {
+    return entry.score(gold, output);
+  } catch (const nlohmann::json::exception&) {
+    throw_usage("{}: field 'gold' is not of the form that {} writes", where, name);
+  }
 }
 
 }  // namespace lacuna

@@ -19,4 +19,11 @@ std::unique_ptr<const Task> make_story_retrieval(const Params& params);
 std::unique_ptr<const Task> make_story_filtering(const Params& params);
 std::unique_ptr<const Task> make_story_multihop(const Params& params);
 
+Score score_ruler_niah(const nlohmann::json& gold, std::string_view output);
+Score score_ruler_vt(const nlohmann::json& gold, std::string_view output);
+Score score_ruler_cwe(const nlohmann::json& gold, std::string_view output);
+Score score_story_retrieval(const nlohmann::json& gold, std::string_view output);
+Score score_story_filtering(const nlohmann::json& gold, std::string_view output);
+Score score_story_multihop(const nlohmann::json& gold, std::string_view output);
+
 }  // namespace lacuna

@@ -20,8 +20,12 @@ constexpr PresetCount kCounts[] = {
     {"common_words", 10, 5, 100, "Words that are asked for"},
     {"common_count", 30, 10, 10000, "Times that each of them appears", ", five times other_count"},
     {"other_count", 3, 2, 1000, "Times that every other word appears",
-     ", more where the vocabulary would run out"},
+     ", fewer or more as the length asks for"},
     {"vocabulary", 12000, 600, std::size(kWords), "Words to choose from: the first so many of the list"}};
+
+bool gold_has(const nlohmann::json& gold, const std::string& word) {
+  return std::ranges::find(gold, nlohmann::json(word)) != gold.end();
+}
 
 class RulerCwe final : public Task {
  public:
@@ -36,7 +40,7 @@ class RulerCwe final : public Task {
     LACUNA_REQUIRE(common_words_ < vocabulary_,
                    "ruler_cwe: common_words ({}) must be less than vocabulary ({})", common_words_,
                    vocabulary_);
-    // other_count of its own grows only where neither was set by hand.
+    // Where neither was set by hand, the mini preset finds both.
     LACUNA_REQUIRE((mini_ && !common_given_ && !other_given_) || common_count_ > other_count_,
                    "ruler_cwe: common_count ({}) must be more than other_count ({})", common_count_,
                    other_count_);
@@ -44,45 +48,47 @@ class RulerCwe final : public Task {
 
   Sample generate(const SampleRequest& request) const override {
     return fit_sample("ruler_cwe", request, [&](Draft& draft) {
-      const bool scale = mini_ && !common_given_ && !other_given_;
       std::int64_t other = other_count_, common = common_count_;
-      while (!compose(draft, request, common, other)) {
-        LACUNA_REQUIRE(scale,
-                       "ruler_cwe: the vocabulary of {} words is too small for {} tokens; raise vocabulary, "
-                       "common_count or "
-                       "other_count",
-                       vocabulary_, request.target_tokens);
-        ++other;
-        common = 5 * other;
+      Fit fit = compose(draft, request, common, other);
+      if (mini_ && !common_given_ && !other_given_) {
+        // Repetitions follow the length: one fewer where the common words do not fit, more where the words
+        // run out.
+        if (fit == Fit::kTooLong) fit = compose(draft, request, common = 5, other = 1);
+        while (fit == Fit::kTooShort) {
+          ++other;
+          fit = compose(draft, request, common = 5 * other, other);
+        }
       }
+      LACUNA_REQUIRE(fit != Fit::kTooLong,
+                     "ruler_cwe: {} tokens are too few for {} words that appear {} times and as many others; "
+                     "ask for a longer "
+                     "prompt or set common_words and common_count",
+                     request.target_tokens, common_words_, common);
+      LACUNA_REQUIRE(fit != Fit::kTooShort,
+                     "ruler_cwe: the vocabulary of {} words is too small for {} tokens; raise vocabulary, "
+                     "common_count or "
+                     "other_count",
+                     vocabulary_, request.target_tokens);
     });
   }
 
   Score score(const nlohmann::json& gold, std::string_view output) const override {
-    return score_answer(output, [&](const std::string& answer) {
-      std::set<std::string> found;
-      for (const auto& word : words_of(normalize_exact(answer))) {
-        const bool number = std::ranges::all_of(word, [](char c) { return c >= '0' && c <= '9'; });
-        if (!number && (word != "and" || gold_has(gold, word))) found.insert(word);
-      }
-      return iou(found, gold.get<std::set<std::string>>());
-    });
+    return score_ruler_cwe(gold, output);
   }
 
  private:
-  static bool gold_has(const nlohmann::json& gold, const std::string& word) {
-    return std::ranges::find(gold, nlohmann::json(word)) != gold.end();
-  }
-
   static Wording frame_wording(Style style, bool numbered) {
     Wording wording = choose(style, wording::kCweExplain, wording::kCweDirect);
     if (!numbered) wording.open = wording::kCweOpenPlain;
     return wording;
   }
 
-  /// False when the vocabulary runs out before the context is full.
-  bool compose(Draft& draft, const SampleRequest& request, std::int64_t common_count,
-               std::int64_t other_count) const {
+  enum class Fit { kGood, kTooLong, kTooShort };
+
+  /// kTooLong: there is no room for as many other words as common ones. kTooShort: the vocabulary runs out
+  /// before the context is full.
+  Fit compose(Draft& draft, const SampleRequest& request, std::int64_t common_count,
+              std::int64_t other_count) const {
     Rng rng(request.seed, stream_id("ruler_cwe", request.index));
     std::vector<std::uint32_t> words(vocabulary_);
     for (std::uint32_t i = 0; i < words.size(); ++i) words[i] = i;
@@ -117,12 +123,8 @@ class RulerCwe final : public Task {
       blocks.push_back(word);
       ++used;
     }
-    LACUNA_REQUIRE(used > common_words_,
-                   "ruler_cwe: {} tokens are too few for {} words that appear {} times and others beside "
-                   "them; ask for a "
-                   "longer prompt or set common_words and common_count",
-                   request.target_tokens, common_words_, common_count);
-    if (used == words.size() && room * 20 > draft.budget()) return false;
+    if (used < 2 * common_words_) return Fit::kTooLong;
+    if (used == words.size() && room * 20 > draft.budget()) return Fit::kTooShort;
 
     std::vector<std::uint32_t> list;
     for (std::uint32_t i = 0; i < used; ++i) {
@@ -155,7 +157,7 @@ class RulerCwe final : public Task {
                          {"common_count", common_count},
                          {"other_count", other_count},
                          {"layout", numbered_ ? "numbered" : "plain"}};
-    return true;
+    return Fit::kGood;
   }
 
   static std::string spaced(std::uint32_t word) { return " " + std::string(kWords[word]); }
@@ -189,6 +191,17 @@ TaskInfo ruler_cwe_info() {
 
 std::unique_ptr<const Task> make_ruler_cwe(const Params& params) {
   return std::make_unique<RulerCwe>(params);
+}
+
+Score score_ruler_cwe(const nlohmann::json& gold, std::string_view output) {
+  return score_answer(output, [&](const std::string& answer) {
+    std::set<std::string> found;
+    for (const auto& word : words_of(normalize_exact(answer))) {
+      const bool number = std::ranges::all_of(word, [](char c) { return c >= '0' && c <= '9'; });
+      if (!number && (word != "and" || gold_has(gold, word))) found.insert(word);
+    }
+    return iou(found, gold.get<std::set<std::string>>());
+  });
 }
 
 }  // namespace lacuna

@@ -19,11 +19,54 @@ constexpr PresetCount kCounts[] = {
     {"value_groups", 4, 2, 16, "Groups of a value, joined by hyphens"},
     {"group_length", 8, 4, 32, "Characters of a group, out of a-z and 0-9"}};
 
+/// Runs of letters, digits and hyphens, lower case.
+std::vector<std::string> runs_of(std::string_view text) {
+  std::vector<std::string> runs(1);
+  for (const char c : normalize_exact(text)) {
+    if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-') {
+      runs.back() += c;
+    } else if (!runs.back().empty()) {
+      runs.emplace_back();
+    }
+  }
+  if (runs.back().empty()) runs.pop_back();
+  return runs;
+}
+
+/// Fraction of the asked keys with the exact value. An entry that names an asked key answers for that key,
+/// whatever its place; when no entry names any, they answer in the order asked. In an entry the first run
+/// of the value's length counts.
+double fraction(const nlohmann::json& gold, const std::string& answer) {
+  const auto entries = list_entries(answer);
+  const auto entry_of = [&](const std::string& key) {
+    return std::ranges::find_if(entries,
+                                [&](const std::string& e) { return e.find(key) != std::string::npos; });
+  };
+  bool named = false;
+  for (const auto& needle : gold) named = named || entry_of(needle.at("key")) != entries.end();
+  std::size_t right = 0;
+  for (std::size_t i = 0; i < gold.size(); ++i) {
+    const auto& key = gold[i].at("key").get_ref<const std::string&>();
+    const auto& value = gold[i].at("value").get_ref<const std::string&>();
+    std::string candidate;
+    if (const auto entry = entry_of(key); entry != entries.end()) {
+      candidate = entry->substr(entry->find(key) + key.size());
+    } else if (!named && i < entries.size()) {
+      candidate = entries[i];
+    }
+    const auto runs = runs_of(candidate);
+    const auto run =
+        std::ranges::find_if(runs, [&](const std::string& r) { return r.size() == value.size(); });
+    if (run != runs.end() && *run == value) ++right;
+  }
+  return gold.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(gold.size());
+}
+
 class RulerNiah final : public Task {
  public:
   explicit RulerNiah(const Params& params)
       : style_(style_of(params)),
-        scale_queries_(is_mini(params) && params.get_int("num_queries") == 0),
+        scale_queries_(is_mini(params)),
         num_queries_(count_of(params, kCounts, "num_queries")),
         key_groups_(count_of(params, kCounts, "key_groups")),
         value_groups_(count_of(params, kCounts, "value_groups")),
@@ -46,7 +89,7 @@ class RulerNiah final : public Task {
   }
 
   Score score(const nlohmann::json& gold, std::string_view output) const override {
-    return score_answer(output, [&](const std::string& answer) { return fraction(gold, answer); });
+    return score_ruler_niah(gold, output);
   }
 
  private:
@@ -134,49 +177,6 @@ class RulerNiah final : public Task {
     return true;
   }
 
-  /// Fraction of the asked keys with the exact value. An entry that names an asked key answers for that key,
-  /// whatever its place; when no entry names any, they answer in the order asked. In an entry the first run
-  /// of the value's length counts.
-  static double fraction(const nlohmann::json& gold, const std::string& answer) {
-    const auto entries = list_entries(answer);
-    const auto entry_of = [&](const std::string& key) {
-      return std::ranges::find_if(entries,
-                                  [&](const std::string& e) { return e.find(key) != std::string::npos; });
-    };
-    bool named = false;
-    for (const auto& needle : gold) named = named || entry_of(needle.at("key")) != entries.end();
-    std::size_t right = 0;
-    for (std::size_t i = 0; i < gold.size(); ++i) {
-      const auto& key = gold[i].at("key").get_ref<const std::string&>();
-      const auto& value = gold[i].at("value").get_ref<const std::string&>();
-      std::string candidate;
-      if (const auto entry = entry_of(key); entry != entries.end()) {
-        candidate = entry->substr(entry->find(key) + key.size());
-      } else if (!named && i < entries.size()) {
-        candidate = entries[i];
-      }
-      const auto runs = runs_of(candidate);
-      const auto run =
-          std::ranges::find_if(runs, [&](const std::string& r) { return r.size() == value.size(); });
-      if (run != runs.end() && *run == value) ++right;
-    }
-    return gold.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(gold.size());
-  }
-
-  /// Runs of letters, digits and hyphens, lower case.
-  static std::vector<std::string> runs_of(std::string_view text) {
-    std::vector<std::string> runs(1);
-    for (const char c : normalize_exact(text)) {
-      if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-') {
-        runs.back() += c;
-      } else if (!runs.back().empty()) {
-        runs.emplace_back();
-      }
-    }
-    if (runs.back().empty()) runs.pop_back();
-    return runs;
-  }
-
   Style style_;
   bool scale_queries_;
   std::int64_t num_queries_, key_groups_, value_groups_, group_length_;
@@ -196,6 +196,10 @@ TaskInfo ruler_niah_info() {
 
 std::unique_ptr<const Task> make_ruler_niah(const Params& params) {
   return std::make_unique<RulerNiah>(params);
+}
+
+Score score_ruler_niah(const nlohmann::json& gold, std::string_view output) {
+  return score_answer(output, [&](const std::string& answer) { return fraction(gold, answer); });
 }
 
 }  // namespace lacuna

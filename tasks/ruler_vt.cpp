@@ -21,7 +21,7 @@ constexpr PresetCount kCounts[] = {
 class RulerVt final : public Task {
  public:
   explicit RulerVt(const Params& params)
-      : scale_chains_(is_mini(params) && params.get_int("num_chains") == 0),
+      : scale_chains_(is_mini(params)),
         num_chains_(count_of(params, kCounts, "num_chains")),
         num_hops_(count_of(params, kCounts, "num_hops")),
         name_length_(count_of(params, kCounts, "name_length")),
@@ -43,13 +43,7 @@ class RulerVt final : public Task {
   }
 
   Score score(const nlohmann::json& gold, std::string_view output) const override {
-    return score_answer(output, [&](const std::string& answer) {
-      std::set<std::string> found;
-      for (const auto& word : words_of(answer)) {
-        if (word != "VAR" && word != "and") found.insert(word);
-      }
-      return iou(found, gold.get<std::set<std::string>>());
-    });
+    return score_ruler_vt(gold, output);
   }
 
  private:
@@ -148,5 +142,15 @@ TaskInfo ruler_vt_info() {
 }
 
 std::unique_ptr<const Task> make_ruler_vt(const Params& params) { return std::make_unique<RulerVt>(params); }
+
+Score score_ruler_vt(const nlohmann::json& gold, std::string_view output) {
+  return score_answer(output, [&](const std::string& answer) {
+    std::set<std::string> found;
+    for (const auto& word : words_of(answer)) {
+      if (word != "VAR" && word != "and") found.insert(word);
+    }
+    return iou(found, gold.get<std::set<std::string>>());
+  });
+}
 
 }  // namespace lacuna

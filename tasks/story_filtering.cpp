@@ -18,8 +18,8 @@ constexpr PresetCount kCounts[] = {{"chapters_in_question", 3, 3, 64, "Chapters 
 class StoryFiltering final : public Task {
  public:
   explicit StoryFiltering(const Params& params)
-      : asked_(static_cast<std::size_t>(count_of(params, kCounts, "chapters_in_question", &given_))),
-        scale_(is_mini(params) && !given_),
+      : asked_(static_cast<std::size_t>(count_of(params, kCounts, "chapters_in_question"))),
+        scale_(is_mini(params)),
         narrative_(make_narrative(params)),
         frame_(choose(style_of(params), wording::kFilteringExplain, wording::kFilteringDirect)) {}
 
@@ -28,16 +28,7 @@ class StoryFiltering final : public Task {
   }
 
   Score score(const nlohmann::json& gold, std::string_view output) const override {
-    return score_answer(output, [&](const std::string& answer) {
-      std::set<std::string> found, right;
-      for (const auto& word : words_of(answer)) {
-        if (word.find_first_not_of("0123456789") != std::string::npos) continue;
-        const auto digits = word.find_first_not_of('0');
-        found.insert(digits == std::string::npos ? "0" : word.substr(digits));
-      }
-      for (const auto& number : gold) right.insert(std::to_string(number.get<std::uint64_t>()));
-      return iou(found, right);
-    });
+    return score_story_filtering(gold, output);
   }
 
  private:
@@ -58,35 +49,30 @@ class StoryFiltering final : public Task {
     }
     if (asked != asked_) frame = write_frame(asked);
 
-    // Only what is not sold later may stay unbought.
+    // What was not bought cannot be sold later.
     Rng rng(request.seed, stream_id(kName, request.index, 2));
-    std::vector<bool> sold(story.chapters.size());
-    for (const auto& chapter : story.chapters) {
-      if (chapter.sold) sold[*chapter.sold] = true;
-    }
-    std::vector<std::size_t> candidates;
-    for (std::size_t i = 0; i < sold.size(); ++i) {
-      if (!sold[i]) candidates.push_back(i);
-    }
-    LACUNA_CHECK(candidates.size() >= asked, "sales left {} of {} chapters", candidates.size(), asked);
-    rng.shuffle(candidates);
-    candidates.resize(asked);
-    std::ranges::sort(candidates);
-    for (const auto i : candidates) {
+    auto chosen = rng.sample(story.chapters.size(), asked);
+    std::ranges::sort(chosen);
+    for (const auto i : chosen) {
       story.chapters[i].buys = false;
       story.tokens -= story.chapters[i].purchase.tokens();
     }
-    const auto context = story.context(draft, draft.budget() - frame.tokens() - story.tokens, rng);
+    for (auto& chapter : story.chapters) {
+      if (!chapter.sold || story.chapters[*chapter.sold].buys) continue;
+      chapter.sold.reset();
+      story.tokens -= chapter.sale.tokens();
+    }
+    const auto context =
+        story.context(narrative_, draft, draft.budget() - frame.tokens() - story.tokens, rng);
     PromptFrame::place(draft, frame, context);
 
     std::vector<std::size_t> numbers;
-    for (const auto i : candidates) numbers.push_back(i + 1);
+    for (const auto i : chosen) numbers.push_back(i + 1);
     draft.gold = numbers;
     draft.answer_text = fmt::format("<answer> {} </answer>", fmt::join(numbers, ", "));
     draft.description = {{"chapters", story.facts(narrative_)}};
   }
 
-  bool given_ = false;
   std::size_t asked_;
   bool scale_;
   Narrative narrative_;
@@ -105,6 +91,19 @@ TaskInfo story_filtering_info() {
 
 std::unique_ptr<const Task> make_story_filtering(const Params& params) {
   return std::make_unique<StoryFiltering>(params);
+}
+
+Score score_story_filtering(const nlohmann::json& gold, std::string_view output) {
+  return score_answer(output, [&](const std::string& answer) {
+    std::set<std::string> found, right;
+    for (const auto& word : words_of(answer)) {
+      if (word.find_first_not_of("0123456789") != std::string::npos) continue;
+      const auto digits = word.find_first_not_of('0');
+      found.insert(digits == std::string::npos ? "0" : word.substr(digits));
+    }
+    for (const auto& number : gold) right.insert(std::to_string(number.get<std::uint64_t>()));
+    return iou(found, right);
+  });
 }
 
 }  // namespace lacuna

@@ -21,9 +21,7 @@ class StoryMultihop final : public Task {
   }
 
   Score score(const nlohmann::json& gold, std::string_view output) const override {
-    return score_answer(output, [&](const std::string& answer) {
-      return normalize_item(answer) == normalize_item(gold.get_ref<const std::string&>()) ? 1.0 : 0.0;
-    });
+    return score_story_multihop(gold, output);
   }
 
  private:
@@ -40,7 +38,8 @@ class StoryMultihop final : public Task {
     Rng rng(request.seed, stream_id(kName, request.index, 2));
     const std::size_t second = 1 + rng.below(story.chapters.size() - 1);
     const auto frame = write_frame(story.chapters[second].item);
-    const auto context = story.context(draft, draft.budget() - frame.tokens() - story.tokens, rng);
+    const auto context =
+        story.context(narrative_, draft, draft.budget() - frame.tokens() - story.tokens, rng);
     PromptFrame::place(draft, frame, context);
 
     const std::string answer = narrative_.item(story.chapters[second - 1].item);
@@ -67,6 +66,12 @@ TaskInfo story_multihop_info() {
 
 std::unique_ptr<const Task> make_story_multihop(const Params& params) {
   return std::make_unique<StoryMultihop>(params);
+}
+
+Score score_story_multihop(const nlohmann::json& gold, std::string_view output) {
+  return score_answer(output, [&](const std::string& answer) {
+    return normalize_item(answer) == normalize_item(gold.get_ref<const std::string&>()) ? 1.0 : 0.0;
+  });
 }
 
 }  // namespace lacuna

@@ -12,13 +12,13 @@ namespace {
 
 constexpr const char* kName = "story_retrieval";
 constexpr PresetCount kCounts[] = {
-    {"num_queries", 16, 4, 256, "Facts asked for", ", fewer in a story of less than two chapters"}};
+    {"num_queries", 16, 4, 256, "Facts asked for", ", fewer where the story has not as many facts"}};
 
 class StoryRetrieval final : public Task {
  public:
   explicit StoryRetrieval(const Params& params)
-      : num_queries_(static_cast<std::size_t>(count_of(params, kCounts, "num_queries", &given_))),
-        scale_(is_mini(params) && !given_),
+      : num_queries_(static_cast<std::size_t>(count_of(params, kCounts, "num_queries"))),
+        scale_(is_mini(params)),
         narrative_(make_narrative(params)),
         frame_(choose(style_of(params), wording::kRetrievalExplain, wording::kRetrievalDirect)) {
     const bool direct = style_of(params) == Style::kDirect;
@@ -42,14 +42,7 @@ class StoryRetrieval final : public Task {
   }
 
   Score score(const nlohmann::json& gold, std::string_view output) const override {
-    return score_answer(output, [&](const std::string& answer) {
-      const auto entries = list_entries(answer);
-      std::size_t right = 0;
-      for (std::size_t i = 0; i < gold.size() && i < entries.size(); ++i) {
-        if (normalize_item(entries[i]) == normalize_item(gold[i].get_ref<const std::string&>())) ++right;
-      }
-      return gold.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(gold.size());
-    });
+    return score_story_retrieval(gold, output);
   }
 
  private:
@@ -86,7 +79,8 @@ class StoryRetrieval final : public Task {
     std::vector<Question> questions;
     for (const auto pick : rng.sample(facts, queries)) questions.push_back({pick / 3, pick % 3});
     const auto frame = write_frame(draft, questions);
-    const auto context = story.context(draft, draft.budget() - frame.tokens() - story.tokens, rng);
+    const auto context =
+        story.context(narrative_, draft, draft.budget() - frame.tokens() - story.tokens, rng);
     PromptFrame::place(draft, frame, context);
 
     draft.gold = nlohmann::json::array();
@@ -107,7 +101,6 @@ class StoryRetrieval final : public Task {
     return true;
   }
 
-  bool given_ = false;
   std::size_t num_queries_;
   bool scale_;
   Narrative narrative_;
@@ -127,6 +120,17 @@ TaskInfo story_retrieval_info() {
 
 std::unique_ptr<const Task> make_story_retrieval(const Params& params) {
   return std::make_unique<StoryRetrieval>(params);
+}
+
+Score score_story_retrieval(const nlohmann::json& gold, std::string_view output) {
+  return score_answer(output, [&](const std::string& answer) {
+    const auto entries = list_entries(answer);
+    std::size_t right = 0;
+    for (std::size_t i = 0; i < gold.size() && i < entries.size(); ++i) {
+      if (normalize_item(entries[i]) == normalize_item(gold[i].get_ref<const std::string&>())) ++right;
+    }
+    return gold.empty() ? 0.0 : static_cast<double>(right) / static_cast<double>(gold.size());
+  });
 }
 
 }  // namespace lacuna

@@ -97,4 +97,9 @@ const TaskInfo& find_task(const std::string& name, const std::string& where);
 /// Reads the data file, if the task has one. Throws kUsage naming file, line and field.
 std::unique_ptr<const Task> make_task(const std::string& name, const Params& params);
 
+/// Scores without making the task, so without its data file. Throws kUsage starting with `where` when `gold`
+/// is not of the form that the task's generator writes.
+Score score_output(const std::string& name, const nlohmann::json& gold, std::string_view output,
+                   const std::string& where);
+
 }  // namespace lacuna

@@ -32,12 +32,12 @@ inline constexpr Wording kNiahExplain = {
     .format =
         "First explain in one or two sentences where you found the values. Then give the answer between "
         "tags, one line "
-        "per key in the order asked:\n<answer>\n1. key is value\n2. key is value\n</answer>\n"};
+        "per key in the order asked:\n<answer>\n1. key is value\n2. key is value\n</answer>"};
 inline constexpr Wording kNiahDirect = {.intro = "",
                                         .question = "Find the value of{keys}.\n",
                                         .open = "",
                                         .close = "",
-                                        .format = "Answer as <answer> 1. key is value </answer>.\n"};
+                                        .format = "Answer as\n<answer>\n1. key is value\n</answer>"};
 inline constexpr std::string_view kNiahRecord = "The value of key{key} is{value}.\n";
 inline constexpr std::string_view kNiahRecordDirect = "Key{key} is{value}.\n";
 
@@ -52,12 +52,12 @@ inline constexpr Wording kVtExplain = {
     .format =
         "First explain in one or two sentences how the variables follow from each other. Then give their "
         "names between "
-        "tags, separated by commas:\n<answer> NAME, NAME, NAME </answer>\n"};
+        "tags, separated by commas:\n<answer> NAME, NAME, NAME </answer>"};
 inline constexpr Wording kVtDirect = {.intro = "",
                                       .question = "Find every variable equal to{value}.\n",
                                       .open = "",
                                       .close = "",
-                                      .format = "Answer as <answer> NAME, NAME </answer>.\n"};
+                                      .format = "Answer as\n<answer> NAME, NAME </answer>"};
 inline constexpr std::string_view kVtRoot = "VAR{name} ={value}\n";
 inline constexpr std::string_view kVtHop = "VAR{name} = VAR{from}\n";
 
@@ -71,12 +71,12 @@ inline constexpr Wording kCweExplain = {.intro =
                                         .format =
                                             "First explain in one or two sentences how you found them. Then "
                                             "give the words between tags, separated by "
-                                            "commas:\n<answer> word, word, word </answer>\n"};
+                                            "commas:\n<answer> word, word, word </answer>"};
 inline constexpr Wording kCweDirect = {.intro = "",
                                        .question = "Find the{count} most frequent words.\n",
                                        .open = "",
                                        .close = "",
-                                       .format = "Answer as <answer> word, word </answer>.\n"};
+                                       .format = "Answer as\n<answer> word, word </answer>"};
 
 inline constexpr std::string_view kCweOpenPlain = "Words:";
 
@@ -94,12 +94,12 @@ inline constexpr Wording kRetrievalExplain = {.intro = kStoryIntro,
                                                   "Then give the answers between tags, one line per "
                                                   "question in the order asked, each just the name of the "
                                                   "place, the person or the item:\n<answer>\n1. name\n2. "
-                                                  "name\n</answer>\n"};
+                                                  "name\n</answer>"};
 inline constexpr Wording kRetrievalDirect = {.intro = "",
                                              .question = "Find:\n{questions}\n",
                                              .open = "",
                                              .close = "",
-                                             .format = "Answer as <answer> 1. name </answer>.\n"};
+                                             .format = "Answer as\n<answer>\n1. name\n</answer>"};
 inline constexpr std::string_view kRetrievalAsk[] = {
     " the place that chapter{chapter} tells of", " the person whom the merchant met in chapter{chapter}",
     " the item that the merchant bought in chapter{chapter}"};
@@ -115,12 +115,12 @@ inline constexpr Wording kFilteringExplain = {
     .format =
         "First explain in one or two sentences how you found them. Then give the chapter numbers between "
         "tags, separated by "
-        "commas:\n<answer> number, number, number </answer>\n"};
+        "commas:\n<answer> number, number, number </answer>"};
 inline constexpr Wording kFilteringDirect = {.intro = "",
                                              .question = "Find the{count} chapters without a purchase.\n",
                                              .open = "",
                                              .close = "",
-                                             .format = "Answer as <answer> number, number </answer>.\n"};
+                                             .format = "Answer as\n<answer> number, number </answer>"};
 
 inline constexpr Wording kMultihopExplain = {
     .intro = kStoryIntro,
@@ -130,12 +130,12 @@ inline constexpr Wording kMultihopExplain = {
     .format =
         "First explain in one or two sentences how you found it. Then give the name of the item between "
         "tags:\n<answer> item "
-        "</answer>\n"};
+        "</answer>"};
 inline constexpr Wording kMultihopDirect = {.intro = "",
                                             .question = "Find the item bought last before the{item}.\n",
                                             .open = "",
                                             .close = "",
-                                            .format = "Answer as <answer> item </answer>.\n"};
+                                            .format = "Answer as\n<answer> item </answer>"};
 
 /// Sentences that say nothing: they fill ruler_vt and top up what whole records leave open.
 inline constexpr std::string_view kNoise[] = {

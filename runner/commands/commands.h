@@ -6,4 +6,10 @@ namespace CLI {
 class App;
 }
 
-namespace lacuna {}  // add_*_command functions are declared here, in the order of main.cpp
+namespace lacuna {
+
+// In the order of main.cpp.
+void add_tasks_command(CLI::App& app);
+void add_sbatch_command(CLI::App& app);
+
+}  // namespace lacuna
