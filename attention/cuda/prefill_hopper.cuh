@@ -198,7 +198,6 @@ class HopperConsumer {
       : args_(args), shared_(shared), group_(group) {
     lane_ = static_cast<int>(threadIdx.x) & 31;
     warp_ = (static_cast<int>(threadIdx.x) >> 5) & 3;
-    leader_ = (threadIdx.x & 127) == 0;
     // Raw scores times this are exponents of two; a soft cap has applied the scale itself.
     scale_log2_ = (args.softcap > 0.0f ? 1.0f : args.scale) * kLog2e;
     q_operand_ = hopper::operand(shared.q[group], 16, 1024);
@@ -234,8 +233,10 @@ class HopperConsumer {
   __device__ std::uint64_t v_operand(int stage) const {
     return hopper::operand(shared_.v[stage], T::kKeys * 128, 1024);
   }
+  /// Every warp tells for itself: another warp of the group may still be reading the stage's entry.
   __device__ void release(std::uint64_t* barrier) const {
-    if (leader_) hopper::barrier_arrive(barrier);
+    __syncwarp();
+    if (lane_ == 0) hopper::barrier_arrive(barrier);
   }
   __device__ void rescale_output(const float (&factor)[2]) {
 #pragma unroll
@@ -422,7 +423,6 @@ class HopperConsumer {
   const PrefillArgs& args_;
   typename T::Shared& shared_;
   int group_, lane_, warp_, row_ = 0;
-  bool leader_;
   float scale_log2_;
   std::uint64_t q_operand_;
   RingPlace<T::kStages> place_;
@@ -438,16 +438,17 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                                                         ~std::uintptr_t{1023});
   if (threadIdx.x == 0) {
     using namespace hopper;
+    constexpr int kConsumerWarps = 8;
     prefetch_map(&maps.q);
     prefetch_map(&maps.k);
     prefetch_map(&maps.v);
     barrier_init(&shared.q_full, 1);
-    barrier_init(&shared.q_empty, 2);
+    barrier_init(&shared.q_empty, kConsumerWarps);
     for (int i = 0; i < T::kStages; ++i) {
       barrier_init(&shared.k_full[i], 1);
       barrier_init(&shared.v_full[i], 1);
-      barrier_init(&shared.k_empty[i], 2);
-      barrier_init(&shared.v_empty[i], 2);
+      barrier_init(&shared.k_empty[i], kConsumerWarps);
+      barrier_init(&shared.v_empty[i], kConsumerWarps);
     }
     fence_barrier_init();
   }

@@ -1,0 +1,330 @@
+// Times the CUDA attention kernels on random data: Qwen2.5-7B heads (28 query, 4 kv, head_dim 128), bfloat16.
+//   bench_attention_cuda [dense|lists|decode|index|all] [longest tokens]
+// Prints milliseconds (median), TFLOP/s of visited tiles or GB/s, and the share of the floor in
+// docs/performance.md.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "attention/cuda/attention_cuda.h"
+#include "core/cuda.h"
+#include "core/tensor.h"
+
+namespace lacuna {
+namespace {
+
+constexpr int kQHeads = 28, kKvHeads = 4, kHeadDim = 128;
+constexpr double kPeakFlops = 790e12;  ///< measured bf16 matrix product on one H200
+constexpr double kPeakBytes = 4.3e12;  ///< measured device memory
+
+/// Sums of four uniforms, near normal with deviation 1.
+__global__ void fill_random(std::uint16_t* to, std::size_t count, unsigned seed) {
+  for (std::size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count;
+       i += static_cast<std::size_t>(gridDim.x) * blockDim.x) {
+    unsigned long long x = (i + 1) * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull;
+    x ^= x >> 31, x *= 0xBF58476D1CE4E5B9ull, x ^= x >> 29, x *= 0x94D049BB133111EBull, x ^= x >> 32;
+    float sum = 0.0f;
+    for (int part = 0; part < 4; ++part)
+      sum += static_cast<float>((x >> (16 * part)) & 0xFFFF) / 65536.0f - 0.5f;
+    to[i] = static_cast<std::uint16_t>(__float_as_uint(sum * 1.73f) >> 16);
+  }
+}
+
+Buffer random_bf16(std::size_t count, unsigned seed) {
+  Buffer buffer(count * 2, Buffer::Kind::kDevice);
+  fill_random<<<1024, 256>>>(buffer.as<std::uint16_t>(), count, seed);
+  LACUNA_CUDA_TRY(cudaGetLastError());
+  return buffer;
+}
+
+/// Median milliseconds of one call, over about `budget_ms` of calls.
+double time_ms(const std::function<void(cudaStream_t)>& call, double budget_ms = 400) {
+  CudaStream stream;
+  CudaEvent begin, end;
+  call(stream);
+  begin.record(stream);
+  call(stream);
+  end.record(stream);
+  end.synchronize();
+  const int rounds = std::clamp(static_cast<int>(budget_ms / std::max(0.01f, end.since(begin))), 3, 200);
+  std::vector<float> times;
+  for (int i = 0; i < rounds; ++i) {
+    begin.record(stream);
+    call(stream);
+    end.record(stream);
+    end.synchronize();
+    times.push_back(end.since(begin));
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+/// Microseconds of one call inside a replayed graph of `repeat` calls: no launch gaps.
+double time_graph_us(const std::function<void(cudaStream_t, int)>& call, int repeat = 20) {
+  CudaStream stream;
+  call(stream, 0);
+  stream.synchronize();
+  cudaGraph_t graph{};
+  cudaGraphExec_t executable{};
+  LACUNA_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < repeat; ++i) call(stream, i);
+  LACUNA_CUDA_TRY(cudaStreamEndCapture(stream, &graph));
+  LACUNA_CUDA_TRY(cudaGraphInstantiate(&executable, graph, 0));
+  const double ms = time_ms([&](cudaStream_t s) { LACUNA_CUDA_TRY(cudaGraphLaunch(executable, s)); }, 100);
+  LACUNA_CUDA_TRY(cudaGraphExecDestroy(executable));
+  LACUNA_CUDA_TRY(cudaGraphDestroy(graph));
+  return ms * 1000 / repeat;
+}
+
+struct PrefillData {
+  std::int64_t tokens;
+  Buffer q, k, v, out;
+  PrefillInput input;
+  HeadsView out_view;
+
+  explicit PrefillData(std::int64_t n)
+      : tokens(n),
+        q(random_bf16(static_cast<std::size_t>(n) * kQHeads * kHeadDim, 1)),
+        k(random_bf16(static_cast<std::size_t>(n) * kKvHeads * kHeadDim, 2)),
+        v(random_bf16(static_cast<std::size_t>(n) * kKvHeads * kHeadDim, 3)),
+        out(static_cast<std::size_t>(n) * kQHeads * kHeadDim * 2, Buffer::Kind::kDevice) {
+    // The layout of a projection's output: [tokens, heads, head_dim].
+    const auto view = [n](const Buffer& buffer, int heads) {
+      HeadsView v{buffer.data(), DType::kBF16, Device::kCuda, heads, n, kHeadDim, kHeadDim, heads * kHeadDim};
+      return v;
+    };
+    input.q = view(q, kQHeads), input.k = view(k, kKvHeads), input.v = view(v, kKvHeads);
+    out_view = view(out, kQHeads);
+    LayerInfo& info = input.info;
+    info.q_heads = info.q_heads_total = kQHeads;
+    info.kv_heads = info.kv_heads_total = kKvHeads;
+    info.head_dim = kHeadDim;
+    info.scale = 0.08838834764f;
+  }
+};
+
+template <class T>
+Buffer upload(const std::vector<T>& from) {
+  Buffer buffer(from.size() * sizeof(T) + 16, Buffer::Kind::kDevice);
+  LACUNA_CUDA_TRY(cudaMemcpy(buffer.data(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return buffer;
+}
+
+struct UploadedLists {
+  Buffer ranges, range_begin, columns, column_begin;
+  DeviceTileLists lists;
+  explicit UploadedLists(const TileLists& host)
+      : ranges(upload(host.ranges)),
+        range_begin(upload(host.range_begin)),
+        columns(upload(host.columns)),
+        column_begin(upload(host.column_begin)) {
+    lists.heads = host.heads, lists.tokens = host.tokens, lists.row_block = host.row_block;
+    lists.ranges = ranges.as<KeyRange>(), lists.range_begin = range_begin.as<std::int64_t>();
+    if (!host.column_begin.empty()) {
+      lists.columns = columns.as<std::int32_t>(), lists.column_begin = column_begin.as<std::int64_t>();
+      for (int h = 0; h < host.heads; ++h)
+        lists.max_columns = std::max(lists.max_columns, static_cast<int>(host.columns_of(h).size()));
+    }
+  }
+};
+
+struct Random {
+  std::uint64_t state = 88172645463325252ull;
+  std::uint64_t operator()(std::uint64_t n) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return (state >> 11) % n;
+  }
+};
+
+/// Each query block keeps block 0, the last two and `keep` random ones.
+TileLists random_blocks(std::int64_t tokens, int block, std::int64_t keep) {
+  TileLists lists;
+  lists.heads = kQHeads, lists.tokens = tokens, lists.row_block = block;
+  lists.range_begin.push_back(0);
+  Random random;
+  std::vector<std::int32_t> kept;
+  for (int h = 0; h < kQHeads; ++h)
+    for (std::int64_t b = 0; b < lists.row_blocks(); ++b) {
+      kept.clear();
+      if (b + 1 <= keep) {
+        for (std::int64_t j = 0; j <= b; ++j) kept.push_back(static_cast<std::int32_t>(j));
+      } else {
+        kept = {0, static_cast<std::int32_t>(b - 1), static_cast<std::int32_t>(b)};
+        while (static_cast<std::int64_t>(kept.size()) < keep) {
+          for (auto left = keep - static_cast<std::int64_t>(kept.size()); left > 0; --left)
+            kept.push_back(static_cast<std::int32_t>(random(static_cast<std::uint64_t>(b))));
+          std::sort(kept.begin(), kept.end());
+          kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+        }
+      }
+      for (const auto j : kept) lists.ranges.push_back({j * block, block});
+      lists.range_begin.push_back(static_cast<std::int64_t>(lists.ranges.size()));
+    }
+  return lists;
+}
+
+/// Random verticals and slashes turned into tiles by the released rule.
+TileLists random_vertical_slash(std::int64_t tokens, int verticals, int slashes) {
+  TileLists lists;
+  lists.heads = kQHeads, lists.tokens = tokens, lists.row_block = 64;
+  lists.range_begin.push_back(0);
+  lists.column_begin.push_back(0);
+  Random random;
+  const auto draw = [&](int count, int first) {
+    std::vector<std::int32_t> kept;
+    for (int i = 0; i < first; ++i) kept.push_back(i);
+    for (int i = first; i < count; ++i)
+      kept.push_back(static_cast<std::int32_t>(random(static_cast<std::uint64_t>(tokens))));
+    std::sort(kept.begin(), kept.end());
+    kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+    return kept;
+  };
+  for (int h = 0; h < kQHeads; ++h) {
+    const auto columns = draw(verticals, 4), offsets = draw(slashes, 64);
+    for (std::int64_t m = 0; m < tokens; m += 64) {
+      std::int64_t start = -1, end = -1;
+      for (auto o = offsets.rbegin(); o != offsets.rend(); ++o) {
+        if (*o >= m + 64) continue;
+        const std::int64_t s = std::max<std::int64_t>(0, m - *o), e = s + 64;
+        if (start >= 0 && s <= end && e > end) {
+          end += 64;
+        } else if (start < 0 || s > end) {
+          if (start >= 0)
+            lists.ranges.push_back(
+                {static_cast<std::int32_t>(start), static_cast<std::int32_t>(end - start)});
+          start = s, end = e;
+        }
+      }
+      if (start >= 0)
+        lists.ranges.push_back({static_cast<std::int32_t>(start), static_cast<std::int32_t>(end - start)});
+      lists.range_begin.push_back(static_cast<std::int64_t>(lists.ranges.size()));
+    }
+    lists.columns.insert(lists.columns.end(), columns.begin(), columns.end());
+    lists.column_begin.push_back(static_cast<std::int64_t>(lists.columns.size()));
+  }
+  return lists;
+}
+
+void report_prefill(const char* what, const PrefillData& data, const DeviceTileLists& lists, CudaPath path) {
+  const Buffer workspace(prefill_workspace_bytes(lists, kHeadDim), Buffer::Kind::kDevice);
+  Buffer counts(64, Buffer::Kind::kDevice);
+  const CudaWorkspace space{workspace.data(), workspace.bytes()};
+  count_tile_cells_cuda(lists, 0, counts.as<unsigned long long>(), space, nullptr);
+  unsigned long long cells[3];
+  LACUNA_CUDA_TRY(cudaMemcpy(cells, counts.data(), sizeof cells, cudaMemcpyDeviceToHost));
+  const double ms = time_ms(
+      [&](cudaStream_t s) { attention_prefill_cuda(data.input, lists, data.out_view, space, s, path); });
+  const double flops = 4.0 * kHeadDim * static_cast<double>(cells[0]);
+  std::printf(
+      "%-36s %7lld  %-8s %9.3f ms  %6.1f TFLOP/s visited  density %5.1f %%  floor %8.3f ms (%4.1f %%)\n",
+      what, static_cast<long long>(data.tokens), path == CudaPath::kPortable ? "portable" : "auto", ms,
+      flops / ms * 1e-9, 100.0 * static_cast<double>(cells[0]) / static_cast<double>(cells[1]),
+      flops / kPeakFlops * 1e3, 100 * flops / kPeakFlops * 1e3 / ms);
+  std::fflush(stdout);
+}
+
+void bench_dense(std::int64_t longest) {
+  for (std::int64_t tokens = 16384; tokens <= longest; tokens *= 2) {
+    const PrefillData data(tokens);
+    DeviceTileLists lists;
+    lists.heads = kQHeads, lists.tokens = tokens, lists.dense = true;
+    report_prefill("dense", data, lists, CudaPath::kAuto);
+    if (tokens == 32768) report_prefill("dense", data, lists, CudaPath::kPortable);
+  }
+}
+
+void bench_lists(std::int64_t tokens) {
+  const PrefillData data(tokens);
+  const auto run = [&](const char* what, const TileLists& host, bool portable) {
+    const UploadedLists lists(host);
+    report_prefill(what, data, lists.lists, CudaPath::kAuto);
+    if (portable) report_prefill(what, data, lists.lists, CudaPath::kPortable);
+  };
+  run("block_sparse 64, 10 % kept", random_blocks(tokens, 64, tokens / 640), false);
+  run("block_sparse 128, 10 % kept", random_blocks(tokens, 128, tokens / 1280), false);
+  run("block_sparse 16, 5 % kept", random_blocks(tokens, 16, tokens / 320), true);
+  run("vertical_slash 512 512, random", random_vertical_slash(tokens, 512, 512), true);
+  run("vertical_slash 1024 2048, random", random_vertical_slash(tokens, 1024, 2048), false);
+}
+
+void bench_decode(std::int64_t tokens) {
+  constexpr std::int64_t kPageElements = 2 * kPageTokens * kHeadDim;
+  constexpr int kCopies = 4;  // rotated, so that the L2 cache cannot hold the pages
+  const std::int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
+  const Buffer pool = random_bf16(static_cast<std::size_t>(kCopies * kKvHeads * pages * kPageElements), 5);
+  const Buffer q = random_bf16(kQHeads * kHeadDim, 6);
+  const Buffer out(kQHeads * kHeadDim * 2, Buffer::Kind::kDevice);
+  Random random;
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(kCopies * kKvHeads * pages));
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i);
+  for (std::size_t i = ids.size() - 1; i > 0; --i) std::swap(ids[i], ids[random(i + 1)]);
+  const Buffer device_ids = upload(ids);
+  std::vector<DevicePagedHead> heads;
+  for (int i = 0; i < kCopies * kKvHeads; ++i)
+    heads.push_back({device_ids.as<std::int32_t>() + i * pages, tokens});
+  const Buffer device_heads = upload(heads);
+
+  DecodeParams params;
+  params.q = q.data(), params.out = out.data(), params.pool = pool.data();
+  params.page_elements = kPageElements;
+  params.batch = 1;
+  params.info.q_heads = params.info.q_heads_total = kQHeads;
+  params.info.kv_heads = params.info.kv_heads_total = kKvHeads;
+  params.info.head_dim = kHeadDim;
+  params.info.scale = 0.088f;
+  params.max_tokens = tokens;
+  const Buffer workspace(decode_workspace_bytes(params), Buffer::Kind::kDevice);
+  LACUNA_CUDA_TRY(cudaMemset(workspace.data(), 0, workspace.bytes()));
+  const auto report = [&](const char* what, std::int64_t kept) {
+    const double us = time_graph_us([&](cudaStream_t s, int i) {
+      params.heads = device_heads.as<DevicePagedHead>() + i % kCopies * kKvHeads;
+      attention_decode_cuda(params, {workspace.data(), workspace.bytes()}, s);
+    });
+    const double bytes = 4.0 * static_cast<double>(kept) * kHeadDim * kKvHeads;
+    std::printf("%-36s %7lld  batch 1  %9.2f us  %6.2f TB/s  floor %7.2f us\n", what,
+                static_cast<long long>(tokens), us, bytes / us * 1e-6, bytes / kPeakBytes * 1e6);
+    std::fflush(stdout);
+  };
+  report("decode dense", tokens);
+  const std::int64_t kept = std::min<std::int64_t>(pages, 128);
+  std::vector<std::int32_t> lists;
+  for (int h = 0; h < kKvHeads; ++h)
+    for (std::int64_t i = 0; i < kept; ++i) lists.push_back(static_cast<std::int32_t>(i * pages / kept));
+  const Buffer device_lists = upload(lists);
+  const Buffer counts = upload(std::vector<std::int32_t>(kKvHeads, static_cast<std::int32_t>(kept)));
+  params.lists = device_lists.as<std::int32_t>(), params.list_counts = counts.as<std::int32_t>();
+  params.list_stride = kept;
+  params.max_tokens = kept * kPageTokens;
+  report("decode, 128 pages listed", kept * kPageTokens);
+}
+
+int main_of(int argc, char** argv) {
+  if (cuda_device_count() == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 77;
+  }
+  const std::string what = argc > 1 ? argv[1] : "all";
+  const std::int64_t longest = argc > 2 ? std::atoll(argv[2]) : 131072;
+  if (what == "dense" || what == "all") bench_dense(longest);
+  if (what == "lists" || what == "all") bench_lists(longest);
+  if (what == "decode" || what == "all") {
+    for (std::int64_t tokens = 16384; tokens <= longest; tokens *= 2) bench_decode(tokens);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace lacuna
+
+int main(int argc, char** argv) {
+  try {
+    return lacuna::main_of(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "bench_attention_cuda: %s\n", error.what());
+    return 1;
+  }
+}
