@@ -71,23 +71,25 @@ class RealFileSystem final : public FileSystem {
     return names;
   }
 
-  std::string read_from(const std::string& path, std::uint64_t offset) const override {
+  std::string read_range(const std::string& path, std::uint64_t offset, std::size_t bytes) const override {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     LACUNA_REQUIRE(fd >= 0, "{}: cannot open: {}", path, reason());
-    std::string content;
-    std::string chunk(1 << 20, '\0');
-    while (true) {
-      const ssize_t got =
-          ::pread(fd, chunk.data(), chunk.size(), static_cast<off_t>(offset + content.size()));
+    std::string content(bytes, '\0');
+    std::size_t have = 0;
+    while (have < bytes) {
+      const ssize_t got = ::pread(fd, content.data() + have, bytes - have, static_cast<off_t>(offset + have));
       if (got < 0 && errno == EINTR) continue;
-      if (got <= 0) {
+      if (got < 0) {
         const std::string why = reason();
         ::close(fd);
-        LACUNA_REQUIRE(got == 0, "{}: cannot read: {}", path, why);
-        return content;
+        throw_usage("{}: cannot read: {}", path, why);
       }
-      content.append(chunk.data(), static_cast<std::size_t>(got));
+      if (got == 0) break;
+      have += static_cast<std::size_t>(got);
     }
+    ::close(fd);
+    content.resize(have);
+    return content;
   }
 
   std::uint64_t size(const std::string& path) const override {

@@ -32,7 +32,12 @@ class FileSystem {
   /// Names of the regular files in a folder, sorted; empty when there is no such folder.
   virtual std::vector<std::string> list(const std::string& folder) const = 0;
   /// Bytes [offset, end) of a file. Throws kUsage when it cannot be read.
-  virtual std::string read_from(const std::string& path, std::uint64_t offset) const = 0;
+  std::string read_from(const std::string& path, std::uint64_t offset) const {
+    const std::uint64_t end = size(path);
+    return end > offset ? read_range(path, offset, static_cast<std::size_t>(end - offset)) : std::string();
+  }
+  /// `bytes` from `offset`; fewer at the end of the file. Throws kUsage when it cannot be read.
+  virtual std::string read_range(const std::string& path, std::uint64_t offset, std::size_t bytes) const = 0;
   virtual std::uint64_t size(const std::string& path) const = 0;
   /// With parents; no error when it is there.
   virtual void make_folder(const std::string& path) = 0;

@@ -67,13 +67,30 @@ void JournalReader::poll_file(const std::string& name, Position& position, const
     position.offset = size;
     return;
   }
-  const std::string content = files_.read_from(path, position.offset);
+  // In pieces, so that a journal of any size needs little memory; a piece grows until it holds a whole line.
+  std::size_t piece = std::size_t{16} << 20;
+  position.torn = false;
+  while (position.offset < size) {
+    const std::string content = files_.read_range(path, position.offset, piece);
+    const std::size_t taken = take_lines(name, content, position, sink);
+    position.offset += taken;
+    if (taken > 0) continue;
+    if (content.size() < piece) {
+      position.torn = !content.empty();
+      return;
+    }
+    piece *= 2;
+  }
+}
+
+std::size_t JournalReader::take_lines(const std::string& name, std::string_view content, Position& position,
+                                      const Sink& sink) {
   std::size_t begin = 0;
   while (true) {
     const std::size_t end = content.find('\n', begin);
-    if (end == std::string::npos) break;
+    if (end == std::string_view::npos) break;
     ++position.line;
-    const auto line = std::string_view(content).substr(begin, end - begin);
+    const auto line = content.substr(begin, end - begin);
     const LineRef ref{position.index, position.offset + begin, static_cast<std::uint32_t>(line.size())};
     begin = end + 1;
     RecordHead head;
@@ -89,8 +106,7 @@ void JournalReader::poll_file(const std::string& name, Position& position, const
         break;
     }
   }
-  position.torn = begin < content.size();
-  position.offset += begin;
+  return begin;
 }
 
 }  // namespace lacuna

@@ -72,6 +72,9 @@ class JournalReader {
     bool torn = false;
   };
   void poll_file(const std::string& name, Position& position, const Sink& sink);
+  /// Takes the whole lines at the start of `content`; returns their bytes.
+  std::size_t take_lines(const std::string& name, std::string_view content, Position& position,
+                         const Sink& sink);
   void report(const std::string& file, std::uint64_t line, std::string what);
 
   const FileSystem& files_;

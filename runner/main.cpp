@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Lacuna: how much attention can be left out, by which method, at which size and length?"};
   app.require_subcommand(1);
   app.set_version_flag("--version", LACUNA_VERSION);
+  lacuna::add_generate_command(app);
   lacuna::add_tasks_command(app);
   lacuna::add_sbatch_command(app);
   try {

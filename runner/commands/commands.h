@@ -9,6 +9,7 @@ class App;
 namespace lacuna {
 
 // In the order of main.cpp.
+void add_generate_command(CLI::App& app);
 void add_tasks_command(CLI::App& app);
 void add_sbatch_command(CLI::App& app);
 

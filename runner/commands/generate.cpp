@@ -16,7 +16,7 @@
 #include "model/engine.h"
 #include "model/mpi.h"
 #include "runner/commands/commands.h"
-#include "runner/strategy_text.h"
+#include "sweeps/document.h"
 
 namespace lacuna {
 
@@ -31,7 +31,9 @@ struct GenerateOptions {
 };
 
 /// "@FILE" is the file's content, all else itself.
-std::string text_or_file(const std::string& text) { return text.starts_with('@') ? read_file(text.substr(1)) : text; }
+std::string text_or_file(const std::string& text) {
+  return text.starts_with('@') ? read_file(text.substr(1)) : text;
+}
 
 std::vector<TokenId> parse_ids(const std::string& given) {
   std::string text = text_or_file(given);
@@ -43,14 +45,15 @@ std::vector<TokenId> parse_ids(const std::string& given) {
     if (piece.empty()) continue;
     TokenId id = 0;
     const auto [end, status] = std::from_chars(piece.data(), piece.data() + piece.size(), id);
-    LACUNA_REQUIRE(status == std::errc() && end == piece.data() + piece.size() && id >= 0, "--ids: '{}' is not a token id", piece);
+    LACUNA_REQUIRE(status == std::errc() && end == piece.data() + piece.size() && id >= 0,
+                   "--ids: '{}' is not a token id", piece);
     ids.push_back(id);
   }
   LACUNA_REQUIRE(!ids.empty(), "--ids: no token ids given");
   return ids;
 }
 
-bool is_sentencepiece_or_bpe_there(const std::string& folder) { return std::filesystem::exists(folder + "/tokenizer.json"); }
+bool has_tokenizer(const std::string& folder) { return std::filesystem::exists(folder + "/tokenizer.json"); }
 
 Device parse_device(const std::string& name) {
   if (name == "cuda") return Device::kCuda;
@@ -60,30 +63,41 @@ Device parse_device(const std::string& name) {
 
 std::vector<TokenId> prompt_ids(const GenerateOptions& options, const Tokenizer* tokenizer) {
   if (!options.ids.empty()) return parse_ids(options.ids);
-  LACUNA_REQUIRE(tokenizer != nullptr, "{}: it has no tokenizer.json; give token ids with --ids", options.model);
-  const ChatFormat format = options.chat == "auto" ? detect_chat_format(options.model) : parse_chat_format(options.chat, "--chat");
+  LACUNA_REQUIRE(tokenizer != nullptr, "{}: it has no tokenizer.json; give token ids with --ids",
+                 options.model);
+  const ChatFormat format =
+      options.chat == "auto" ? detect_chat_format(options.model) : parse_chat_format(options.chat, "--chat");
   return encode_chat(*tokenizer, format, text_or_file(options.prompt));
 }
 
 /// Rows: the prompt's last token, then every generated token.
 void dump_logits(const std::string& path, const JobResult& job) {
   const VariantResult& result = job.variants[0];
-  const auto rows = static_cast<std::int64_t>(1 + result.logits.size()), vocab = static_cast<std::int64_t>(job.prompt_logits.size());
+  const auto rows = static_cast<std::int64_t>(1 + result.logits.size()),
+             vocab = static_cast<std::int64_t>(job.prompt_logits.size());
   Tensor out({rows, vocab}, DType::kF32);
   std::copy(job.prompt_logits.begin(), job.prompt_logits.end(), out.as<float>());
   for (std::size_t i = 0; i < result.logits.size(); ++i) {
-    std::copy(result.logits[i].begin(), result.logits[i].end(), out.as<float>() + static_cast<std::int64_t>(i + 1) * vocab);
+    std::copy(result.logits[i].begin(), result.logits[i].end(),
+              out.as<float>() + static_cast<std::int64_t>(i + 1) * vocab);
   }
   write_npy(path, out.view());
 }
 
-void print_stats(const GenerateOptions& options, const Engine& engine, const JobResult& job, std::size_t prompt_tokens) {
+void print_stats(const GenerateOptions& options, const Engine& engine, const JobResult& job,
+                 std::size_t prompt_tokens) {
   const VariantResult& r = job.variants[0];
-  std::fprintf(stderr, "%s\n", fmt::format("{}: {} of {} parameters, {} prompt tokens in {}, {} new tokens in {}, peak {}; attention cells skipped: prefill {:.1f} %, decode {:.1f} %; cache kept {} of {}",
-               options.model, engine.facts().family, format_count(static_cast<double>(engine.facts().parameters)), prompt_tokens,
-               format_seconds(job.prefill_seconds), r.ids.size(), format_seconds(r.decode_seconds), format_bytes(static_cast<double>(job.peak_bytes)),
-               100 * job.prefill_sparse.sparsity(), 100 * r.decode_sparse.sparsity(), format_bytes(static_cast<double>(r.kv_bytes_resident)),
-               format_bytes(static_cast<double>(r.kv_bytes_resident_dense))).c_str());
+  std::fprintf(
+      stderr, "%s\n",
+      fmt::format("{}: {} of {} parameters, {} prompt tokens in {}, {} new tokens in {}, peak {}; attention "
+                  "cells skipped: prefill {:.1f} %, decode {:.1f} %; cache kept {} of {}",
+                  options.model, engine.facts().family,
+                  format_count(static_cast<double>(engine.facts().parameters)), prompt_tokens,
+                  format_seconds(job.prefill_seconds), r.ids.size(), format_seconds(r.decode_seconds),
+                  format_bytes(static_cast<double>(job.peak_bytes)), 100 * job.prefill_sparse.sparsity(),
+                  100 * r.decode_sparse.sparsity(), format_bytes(static_cast<double>(r.kv_bytes_resident)),
+                  format_bytes(static_cast<double>(r.kv_bytes_resident_dense)))
+          .c_str());
 }
 
 void generate(const GenerateOptions& options) {
@@ -104,24 +118,39 @@ void generate(const GenerateOptions& options) {
   std::unique_ptr<Engine> engine;
   run_together(*session, [&] {
     // Ranks of one machine share its cores.
-    threads = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : std::max(1, default_threads() / session->size()));
-    strategy = parse_strategy_text(text_or_file(options.strategy), "--strategy");
-    if (is_sentencepiece_or_bpe_there(options.model)) tokenizer = Tokenizer::load(options.model);
+    threads = std::make_unique<ThreadPool>(
+        options.threads > 0 ? options.threads : std::max(1, default_threads() / session->size()));
+    const Json given = options.strategy.empty()
+                           ? Json::object()
+                           : Document::parse(text_or_file(options.strategy), "--strategy").root();
+    strategy = parse_strategy(given, "--strategy");
+    check_combination(strategy, "--strategy");
+    if (has_tokenizer(options.model)) tokenizer = Tokenizer::load(options.model);
     ids = prompt_ids(options, tokenizer ? &*tokenizer : nullptr);
-    EngineOptions engine_options{.folder = options.model, .device = parse_device(options.device), .rope_override = {}};
+    EngineOptions engine_options{
+        .folder = options.model, .device = parse_device(options.device), .rope_override = {}};
     if (!options.rope.empty()) engine_options.rope_override = text_or_file(options.rope);
     engine = Engine::load(engine_options, *team, *threads);
   });
 
-  Variant variant{.evict = strategy.evict, .decode = strategy.decode,
-                  .sampling = {.max_new_tokens = options.max_tokens, .temperature = options.temperature, .top_p = options.top_p,
-                               .seed = options.seed, .ignore_stop = options.ignore_stop}};
+  Variant variant{.evict = strategy.evict,
+                  .decode = strategy.decode,
+                  .sampling = {.max_new_tokens = options.max_tokens,
+                               .temperature = options.temperature,
+                               .top_p = options.top_p,
+                               .seed = options.seed,
+                               .ignore_stop = options.ignore_stop}};
   const bool as_ids = options.print_ids || !tokenizer;
   std::optional<StreamDecoder> decoder;
   if (!as_ids) decoder.emplace(*tokenizer);
   bool first = true;
-  JobRequest request{.prompt = ids, .prefill = strategy.prefill, .variants = std::span(&variant, 1), .seed = options.seed,
-                     .want_logits = !options.dump_logits.empty(), .on_token = {}, .cancelled = {}};
+  JobRequest request{.prompt = ids,
+                     .prefill = strategy.prefill,
+                     .variants = std::span(&variant, 1),
+                     .seed = options.seed,
+                     .want_logits = !options.dump_logits.empty(),
+                     .on_token = {},
+                     .cancelled = {}};
   request.on_token = [&](std::size_t, TokenId id) {
     const std::string text = as_ids ? fmt::format("{}{}", first ? "" : ",", id) : decoder->push(id);
     first = false;
@@ -143,25 +172,46 @@ void generate(const GenerateOptions& options) {
 
 void add_generate_command(CLI::App& app) {
   auto options = std::make_shared<GenerateOptions>();
-  CLI::App* verb = app.add_subcommand("generate", "Runs a prompt through a model under a strategy and prints what it writes");
-  verb->add_option("--model", options->model, "Folder with config.json, *.safetensors, tokenizer.json")->required();
+  CLI::App* verb = app.add_subcommand(
+      "generate", "Runs a prompt through a model under a strategy and prints what it writes");
+  verb->add_option("--model", options->model, "Folder with config.json, *.safetensors, tokenizer.json")
+      ->required();
   CLI::Option* prompt = verb->add_option("--prompt", options->prompt, "The user's message, or @FILE");
-  CLI::Option* ids = verb->add_option("--ids", options->ids, "Token ids of the whole prompt: 1,2,3 or @FILE")->excludes(prompt);
-  verb->add_option("--strategy", options->strategy, "What to keep, as YAML or JSON, or @FILE; default: dense");
-  verb->add_option("--max-tokens", options->max_tokens, "Most tokens to generate")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-  verb->add_option("--temperature", options->temperature, "0: the most probable token each time")->check(CLI::Range(0.0f, 100.0f))->capture_default_str();
-  verb->add_option("--top-p", options->top_p, "Draw from the most probable tokens of this mass")->check(CLI::Range(0.0f, 1.0f))->capture_default_str();
+  CLI::Option* ids = verb->add_option("--ids", options->ids, "Token ids of the whole prompt: 1,2,3 or @FILE")
+                         ->excludes(prompt);
+  verb->add_option("--strategy", options->strategy,
+                   "What to keep, as YAML or JSON, or @FILE; default: dense");
+  verb->add_option("--max-tokens", options->max_tokens, "Most tokens to generate")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  verb->add_option("--temperature", options->temperature, "0: the most probable token each time")
+      ->check(CLI::Range(0.0f, 100.0f))
+      ->capture_default_str();
+  verb->add_option("--top-p", options->top_p, "Draw from the most probable tokens of this mass")
+      ->check(CLI::Range(0.0f, 1.0f))
+      ->capture_default_str();
   verb->add_option("--seed", options->seed, "Of the random draws")->capture_default_str();
-  verb->add_option("--chat", options->chat, "Chat format: auto (the folder's own), none, chatml, llama3, gemma")->capture_default_str();
-  verb->add_option("--rope", options->rope, "RoPE scaling in config.json's syntax, in place of the folder's, or @FILE");
-  verb->add_option("--dump-logits", options->dump_logits, "Write the logits of the prompt's last and of every generated token to this .npy file");
-  verb->add_option("--device", options->device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
-  verb->add_option("--threads", options->threads, "Threads per rank; 0: the machine's cores shared among the ranks")->check(CLI::Range(0, 4096))->capture_default_str();
+  verb->add_option("--chat", options->chat,
+                   "Chat format: auto (the folder's own), none, chatml, llama3, gemma")
+      ->capture_default_str();
+  verb->add_option("--rope", options->rope,
+                   "RoPE scaling in config.json's syntax, in place of the folder's, or @FILE");
+  verb->add_option("--dump-logits", options->dump_logits,
+                   "Write the logits of the prompt's last and of every generated token to this .npy file");
+  verb->add_option("--device", options->device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  verb->add_option("--threads", options->threads,
+                   "Threads per rank; 0: the machine's cores shared among the ranks")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
   verb->add_flag("--ignore-stop", options->ignore_stop, "Go on past stop tokens");
   verb->add_flag("--print-ids", options->print_ids, "Print token ids instead of text");
   verb->add_flag("--stats", options->stats, "Print times, memory and sparsity to standard error at the end");
-  verb->footer("Example: lacuna generate --model Qwen2.5-7B-Instruct --prompt 'Why is the sky blue?' --strategy '{evict: snapkv}'\n"
-               "Under mpirun the ranks share the model: mpirun -np 4 lacuna generate ...");
+  verb->footer(
+      "Example: lacuna generate --model Qwen2.5-7B-Instruct --prompt 'Why is the sky blue?' --strategy "
+      "'{evict: snapkv}'\n"
+      "Under mpirun the ranks share the model: mpirun -np 4 lacuna generate ...");
   verb->callback([options, prompt, ids] {
     LACUNA_REQUIRE(prompt->count() + ids->count() == 1, "generate: give either --prompt or --ids");
     generate(*options);

@@ -164,7 +164,7 @@ void add_sbatch_command(CLI::App& app) {
     auto* option = sub->add_option("--" + setting.name, options->settings[setting.name], setting.help)
                        ->type_name(setting.value)
                        ->allow_extra_args(false);
-    if (!setting.list) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    if (!setting.list) option->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     option->group("Resources and environment (also in the site file)");
   }
   sub->footer(

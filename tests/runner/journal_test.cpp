@@ -161,8 +161,8 @@ class SmallDisk final : public FileSystem {
     return std::make_unique<File>(*this, real_file_system().create(path));
   }
   std::vector<std::string> list(const std::string& f) const override { return real_file_system().list(f); }
-  std::string read_from(const std::string& p, std::uint64_t o) const override {
-    return real_file_system().read_from(p, o);
+  std::string read_range(const std::string& p, std::uint64_t o, std::size_t n) const override {
+    return real_file_system().read_range(p, o, n);
   }
   std::uint64_t size(const std::string& p) const override { return real_file_system().size(p); }
   void make_folder(const std::string& p) override { real_file_system().make_folder(p); }
