@@ -1,12 +1,8 @@
 // SnapKV (arXiv 2404.14469; rules of arXiv 2504.17768): the prompt tokens that its last queries attend to
 // stay.
-#include <algorithm>
-
-#include "attention/methods/common.h"
 #include "attention/methods/eviction.h"
 #include "attention/methods/registry.h"
 #include "attention/methods/snapkv_params.h"
-#include "attention/methods/window_scores.h"
 
 namespace lacuna {
 
@@ -21,20 +17,7 @@ class SnapKv final : public Evictor {
 
   std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input,
                                               AttentionCounts& counts) const override {
-    if (capacity_ >= input.q.tokens) return {};
-    const IndexTimer timer(counts);
-    const auto scores = score_all_heads(input, counts, [&](int head, double& flops) {
-      WindowScores window = window_scores(input, head, {.window = window_});
-      flops = window.flops;
-      return std::move(window.column_sum);
-    });
-    KeptTokens kept;
-    for (const auto& sums : group_heads(input.info, scores, GroupBy::kMean)) {
-      std::vector<double> importance = average_pool(sums, kernel_);
-      force_ends(importance, kSinkColumns, kLocalTokens);
-      kept.push_back(top_indices(importance, std::max<std::int64_t>(capacity_, kSinkColumns + kLocalTokens)));
-    }
-    return local_heads(input.info, std::move(kept));
+    return keep_attended(input, counts, {.capacity = capacity_, .window = window_, .kernel = kernel_});
   }
 
  private:

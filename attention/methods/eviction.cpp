@@ -47,6 +47,24 @@ void force_ends(std::vector<double>& importance, std::int64_t first, std::int64_
   std::fill(importance.begin() + std::max<std::int64_t>(0, n - last), importance.end(), always);
 }
 
+KeptTokens keep_attended(const PrefillInput& input, AttentionCounts& counts, const AttendedRequest& request) {
+  if (request.capacity >= input.q.tokens) return {};
+  const IndexTimer timer(counts);
+  const auto scores = score_all_heads(input, counts, [&](int head, double& flops) {
+    WindowScores window = window_scores(input, head, {.window = request.window});
+    flops = window.flops;
+    return std::move(window.column_sum);
+  });
+  KeptTokens kept;
+  for (const auto& sums : group_heads(input.info, scores, GroupBy::kMean)) {
+    std::vector<double> importance = average_pool(sums, request.kernel);
+    force_ends(importance, kSinkColumns, kLocalTokens);
+    kept.push_back(
+        top_indices(importance, std::max<std::int64_t>(request.capacity, kSinkColumns + kLocalTokens)));
+  }
+  return local_heads(input.info, std::move(kept));
+}
+
 KeptTokens local_heads(const LayerInfo& info, KeptTokens all) {
   const auto begin = all.begin() + info.kv_head_begin;
   return {std::make_move_iterator(begin), std::make_move_iterator(begin + info.kv_heads)};

@@ -1,0 +1,74 @@
+// PyramidKV (arXiv 2406.02069): SnapKV with a capacity that shrinks from the first layer to the last.
+#include <algorithm>
+#include <cmath>
+
+#include "attention/methods/common.h"
+#include "attention/methods/eviction.h"
+#include "attention/methods/registry.h"
+#include "attention/methods/snapkv_params.h"
+
+namespace lacuna {
+
+namespace {
+
+/// Capacities fall linearly from 2 c - c / beta in the first layer to c / beta in the last: c on average.
+/// When the first would exceed the prompt, both ends move so that the average stays.
+std::int64_t layer_capacity(std::int64_t capacity, double beta, int layer, int layers, std::int64_t tokens) {
+  const auto c = static_cast<double>(capacity);
+  if (layers <= 1) return capacity;
+  double last = c / beta, first = 2 * c - last;
+  if (first > static_cast<double>(tokens)) {
+    first = static_cast<double>(tokens);
+    last = 2 * c - first;
+  }
+  return std::max<std::int64_t>(1, std::llround(first - (first - last) * layer / (layers - 1)));
+}
+
+class PyramidKv final : public Evictor {
+ public:
+  explicit PyramidKv(const Params& params)
+      : capacity_(params.get_int("capacity")),
+        window_(params.get_int("window")),
+        kernel_(static_cast<int>(params.get_int("kernel"))),
+        beta_(params.get_double("beta")) {}
+
+  std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input,
+                                              AttentionCounts& counts) const override {
+    if (capacity_ >= input.q.tokens) return {};
+    const std::int64_t capacity =
+        layer_capacity(capacity_, beta_, input.info.layer, input.info.layers, input.q.tokens);
+    return keep_attended(input, counts, {.capacity = capacity, .window = window_, .kernel = kernel_});
+  }
+
+ private:
+  std::int64_t capacity_, window_;
+  int kernel_;
+  double beta_;
+};
+
+std::vector<ParamSpec> declared() {
+  auto params = snapkv_params("Prompt tokens kept per kv head, averaged over the layers");
+  params.push_back({.name = "beta",
+                    .default_value = 20.0,
+                    .help = "The last layer keeps capacity / beta, the first what balances it; 1 is SnapKV",
+                    .min = 1,
+                    .max = 1000});
+  return params;
+}
+
+}  // namespace
+
+Method evict_pyramidkv() {
+  return {.info = {.name = "pyramidkv",
+                   .slot = Slot::kEvict,
+                   .summary = "SnapKV with more capacity in the first layers and less in the last.",
+                   .reference = "arXiv 2406.02069",
+                   .params = declared(),
+                   .budget_param = "capacity"},
+          .make_evictor = [](const Params& params) -> std::unique_ptr<Evictor> {
+            return std::make_unique<PyramidKv>(params);
+          },
+          .check = check_kernel};
+}
+
+}  // namespace lacuna
