@@ -33,7 +33,7 @@ std::string category_items(std::string_view category) {
 
 std::string word_items() {
   return category_items("L") + category_items("M") + category_items("Nd") + category_items("Nl") +
-         R"(\p{Pc}\x{200C}\x{200D}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189}\xB2\xB3\xB9\xBC-\xBE)";
+         R"(\p{Pc}\x{24B6}-\x{24E9}\x{1F130}-\x{1F149}\x{1F150}-\x{1F169}\x{1F170}-\x{1F189}\xB2\xB3\xB9\xBC-\xBE)";
 }
 
 class Translator {

@@ -12,6 +12,10 @@ namespace {
 struct CodeRange {
   char32_t low, high;
 };
+struct FlipRange {
+  char32_t low, high;
+  std::uint8_t bits;
+};
 struct LowerRange {
   char32_t low, high;
   int offset;
@@ -24,13 +28,9 @@ constexpr char32_t kCodes = 0x110000;
 constexpr CodeRange kWhiteSpace[] = {{0x9, 0xD},       {0x20, 0x20},     {0x85, 0x85},     {0xA0, 0xA0},
                                      {0x1680, 0x1680}, {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F},
                                      {0x205F, 0x205F}, {0x3000, 0x3000}};
-/// Alphabetic, but neither letter, mark nor number letter: circled and squared letters.
-constexpr CodeRange kOtherAlphabetic[] = {
-    {0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
-
 std::uint8_t bits_of(std::string_view category) {
   std::uint8_t bits = 0;
-  if (category[0] == 'L') bits |= kLetter | kWord;
+  if (category[0] == 'L') bits |= kWord;
   if (category[0] == 'M') bits |= kWord;
   if (category[0] == 'N') bits |= kNumber;
   if (category[0] == 'P') bits |= kPunctuation;
@@ -49,13 +49,11 @@ std::unique_ptr<std::uint8_t[]> build() {
   for (const CodeRange& r : kWhiteSpace) {
     for (char32_t c = r.low; c <= r.high; ++c) table[c] |= kSpace;
   }
-  for (const CodeRange& r : kOtherAlphabetic) {
-    for (char32_t c = r.low; c <= r.high; ++c) table[c] |= kWord;
-  }
-  table[0x200C] |= kWord;
-  table[0x200D] |= kWord;
   for (const char c : std::string_view("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")) {
     table[static_cast<unsigned char>(c)] |= kPunctuation;
+  }
+  for (const FlipRange& r : kFlips) {
+    for (char32_t c = r.low; c <= r.high; ++c) table[c] ^= r.bits;
   }
   return table;
 }

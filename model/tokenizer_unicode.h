@@ -8,12 +8,13 @@
 
 namespace lacuna::unicode {
 
+/// What single parts of the reference ask of a character. Each part has tables of its own age there, so these bits are
+/// not simply general categories: tokenizer_unicode_table.inc lists where they differ.
 enum Property : std::uint8_t {
-  kLetter = 1,       ///< \p{L}
-  kNumber = 2,       ///< \p{N}
-  kSpace = 4,        ///< White_Space: \s
-  kWord = 8,         ///< \w: alphabetic, mark, decimal digit, connector punctuation, joiner
-  kPunctuation = 16  ///< ASCII punctuation or \p{P}
+  kNumber = 1,      ///< Digits
+  kSpace = 2,       ///< Strip, lstrip, rstrip: White_Space
+  kWord = 4,        ///< single_word: alphabetic, mark, decimal digit, connector punctuation, joiner
+  kPunctuation = 8  ///< Punctuation
 };
 /// Property bits of every code point up to U+10FFFF. Built on first use (thread-safe).
 const std::uint8_t* property_table();

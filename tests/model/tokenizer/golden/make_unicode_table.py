@@ -10,11 +10,12 @@ regular expressions know them); characters that the reference's normalizers leav
 """
 import ctypes
 import ctypes.util
+import string
 import sys
 import unicodedata
 
 import tokenizers
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 CATEGORIES = "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co".split()
 CODES = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
@@ -90,6 +91,52 @@ def lower():
     return ranges(sorted((c, ord(t) - c) for c, t in pairs))
 
 
+NUMBER, SPACE, WORD, PUNCTUATION = 1, 2, 4, 8  # model/tokenizer_unicode.h
+WHITE_SPACE = [*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
+
+
+def expected_bits():
+    """What tokenizer_unicode.cpp computes from general categories."""
+    category = {c: unicodedata.category(chr(c)) for c in CODES}
+    for low, high, name in newer_categories():
+        category.update((c, name) for c in range(low, high + 1))
+    bits = {}
+    for c, name in category.items():
+        word = name[0] in "LM" or name in ("Nd", "Nl", "Pc")
+        bits[c] = (NUMBER if name[0] == "N" else 0) | (WORD if word else 0) | (PUNCTUATION if name[0] == "P" else 0)
+        if c < 0x80 and chr(c) in string.punctuation:
+            bits[c] |= PUNCTUATION
+    for c in WHITE_SPACE:
+        bits[c] |= SPACE
+    return bits
+
+
+def reference_bits():
+    """The same, asked of the reference: Digits, Punctuation, rstrip and single_word."""
+    bits = dict.fromkeys(CODES, 0)
+    digits, punctuation = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation("removed")
+    for c in CODES:
+        ch = chr(c)
+        if len(digits.pre_tokenize_str("a" + ch)) == 2:
+            bits[c] |= NUMBER
+        if len(punctuation.pre_tokenize_str("a" + ch)) == 1 and punctuation.pre_tokenize_str("a" + ch)[0][0] == "a":
+            bits[c] |= PUNCTUATION
+    tokenizer = Tokenizer(models.BPE({"?": 0}, [], unk_token="?"))
+    tokenizer.add_tokens([AddedToken("right", rstrip=True, normalized=False), AddedToken("single", single_word=True, normalized=False)])
+    for c in CODES:
+        ids = tokenizer.encode("right" + chr(c) + "single" + chr(c)).ids
+        if 2 not in ids:
+            bits[c] |= WORD
+        elif ids[:2] == [1, 2]:
+            bits[c] |= SPACE
+    return bits
+
+
+def flips():
+    expected, reference = expected_bits(), reference_bits()
+    return ranges(sorted((c, expected[c] ^ reference[c]) for c in CODES if expected[c] != reference[c]))
+
+
 def main():
     assert unicodedata.unidata_version == "14.0.0", unicodedata.unidata_version
     out = open("model/tokenizer_unicode_table.inc", "w")
@@ -99,10 +146,12 @@ def main():
          lambda r: f'{{0x{r[0]:X}, 0x{r[1]:X}, "{r[2]}"}}'),
         ("Characters too young for the reference's normalizers: they pass unchanged.", "kInertRanges", inert(),
          lambda r: f"{{0x{r[0]:X}, 0x{r[1]:X}}}"),
+        ("Property bits that the reference sees otherwise than the general category says.", "kFlips", flips(),
+         lambda r: f"{{0x{r[0]:X}, 0x{r[1]:X}, {r[2]}}}"),
         ("Lower case newer than Unicode 14: code + offset.", "kNewerLower", lower(),
          lambda r: f"{{0x{r[0]:X}, 0x{r[1]:X}, {r[2]}}}"),
     ):
-        type_name = {"kNewerCategories": "CategoryRange", "kInertRanges": "CodeRange", "kNewerLower": "LowerRange"}[name]
+        type_name = {"kNewerCategories": "CategoryRange", "kInertRanges": "CodeRange", "kFlips": "FlipRange", "kNewerLower": "LowerRange"}[name]
         out.write(f"// {title}\nconstexpr {type_name} {name}[] = {{\n")
         line = "   "
         for r in rows:
