@@ -5,7 +5,7 @@
 ROWS = 67584
 ROW_LENGTHS = {256: 264, 512: 528, 1024: 1056, 2048: 2112, 4096: 4224, 8192: 8448}
 LENGTHS = list(ROW_LENGTHS)
-ANSWER_ROOM = {256: 80, 512: 96, 1024: 112, 2048: 128, 4096: 128, 8192: 256}
+ANSWER_ROOM = {256: 72, 512: 112, 1024: 120, 2048: 128, 4096: 128, 8192: 256}
 
 TASKS = ["ruler_niah", "ruler_vt", "ruler_cwe", "story_retrieval", "story_filtering", "story_multihop"]
 REPEAT = len(TASKS)  # the auxiliary task: a random string, twice
@@ -28,10 +28,11 @@ QUERY_WEIGHTS = [{1: 1, 2: 1}, {1: 1, 2: 1, 4: 2}, {1: 1, 2: 1, 4: 3}, {1: 1, 2:
 HOP_WEIGHTS = [{1: 2, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 2}, {1: 1, 2: 1, 3: 4}, {1: .5, 2: .5, 3: 6}, {2: .5, 3: 8}, {3: 1}]
 
 
-def variants(task, phase):
+def variants(task, phase, context):
     """[(parameters, weight)] of a task in a phase; parameters are those of `lacuna tasks -p name=value`."""
     if task in ("ruler_niah", "story_retrieval"):
-        return [({"num_queries": n}, w) for n, w in QUERY_WEIGHTS[phase].items()]
+        most = 2 if context == 256 else 4  # four answers do not fit into the shortest rows
+        return [({"num_queries": n}, w) for n, w in QUERY_WEIGHTS[phase].items() if n <= most]
     if task == "ruler_vt":
         return [({"num_hops": n}, w) for n, w in HOP_WEIGHTS[phase].items()]
     return [({}, 1.0)]

@@ -104,19 +104,16 @@ class Loader:
                 if task == plan.REPEAT:
                     repeat_row(rng, self.vocab, x[i], w[i])
                     continue
-                options = plan.variants(plan.TASKS[task], phase)
+                options = plan.variants(plan.TASKS[task], phase, context)
                 parameters = random.choices([p for p, _ in options], [weight for _, weight in options])[0]
                 key = (task, context, tuple(parameters.items()))
                 if key not in streams:
                     # Seeds from 10^9 up are training's alone: evaluation uses small seeds.
                     seed = 10**9 + ((number * 10 + task) * 10 + plan.LENGTHS.index(context)) * 10 + len(streams) % 10
                     streams[key] = Stream(self.lacuna, self.tokenizer, plan.TASKS[task], context, parameters, seed)
-                while True:
-                    record = streams[key].read()
-                    if record is None:
-                        raise RuntimeError(f"the generator of {key} stopped")
-                    if len(record[0]) <= row:
-                        break
+                record = streams[key].read()
+                if record is None or len(record[0]) > row:
+                    raise RuntimeError(f"the generator of {key} stopped or wrote more than {row} tokens")
                 fill_row(*record, x[i], w[i], self.prompt_weight)
             self.tasks[slot, :len(x)] = picks
             self.context[slot] = context
