@@ -23,24 +23,27 @@ struct EngineOptions {
   std::string folder;
   Device device = Device::kCpu;
   /// Overrides config.json's RoPE scaling, as an object in config.json's own syntax
-  /// ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}). Recorded, never silent.
+  /// ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}). Recorded, never
+  /// silent.
   std::optional<std::string> rope_override;
 };
 
 /// What is compared between runs: everything that identifies the model and how it was laid out.
 struct ModelFacts {
-  std::string family;           ///< "qwen2", "llama", "qwen3", "gemma3", "mistral"
+  std::string family;  ///< "qwen2", "llama", "qwen3", "gemma3", "mistral"
   std::int64_t parameters = 0;
   int layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0, hidden = 0, mlp = 0, vocab = 0;
   int sliding_layers = 0, sliding_window = 0;
   std::int64_t max_positions = 0;
-  std::string rope;             ///< RoPE settings in effect, as JSON text
+  std::string rope;   ///< RoPE settings in effect, as JSON text
+  std::string dtype;  ///< Of the weights as stored: "bfloat16", "float16", "float32"
+  bool tied_embeddings = false;
   std::string config_hash, tokenizer_hash, weights_hash;
 };
 
 struct SamplingOptions {
   int max_new_tokens = 1;
-  float temperature = 0;   ///< 0: greedy, ties to the lowest id
+  float temperature = 0;  ///< 0: greedy, ties to the lowest id
   float top_p = 1;
   std::uint64_t seed = 0;
   bool ignore_stop = false;
@@ -53,23 +56,24 @@ struct Variant {
 };
 
 struct VariantResult {
-  std::vector<TokenId> ids;      ///< Generated, without the stop token.
-  bool stopped = false;          ///< By a stop token rather than by length.
-  AttentionCounts decode_sparse; ///< Over the layers a strategy applies to (global attention).
-  AttentionCounts decode_all;    ///< Over all layers.
+  std::vector<TokenId> ids;                  ///< Generated, without the stop token.
+  bool stopped = false;                      ///< By a stop token rather than by length.
+  AttentionCounts decode_sparse;             ///< Over the layers a strategy applies to (global attention).
+  AttentionCounts decode_all;                ///< Over all layers.
   std::int64_t kv_bytes_resident = 0;        ///< After eviction, this variant alone.
   std::int64_t kv_bytes_resident_dense = 0;  ///< What the full prompt would hold.
   double evict_seconds = 0, decode_seconds = 0;  ///< Of the batch it decoded in.
-  std::vector<std::vector<float>> logits;    ///< When asked for: per generated token, [vocab].
-  std::string error;             ///< Not empty: this variant failed and says why; the others are unaffected.
+  /// When asked for: [vocab] per token of ids, what the model says after reading that token.
+  std::vector<std::vector<float>> logits;
+  std::string error;  ///< Not empty: this variant failed and says why; the others are unaffected.
 };
 
 struct JobResult {
   std::vector<VariantResult> variants;
   AttentionCounts prefill_sparse, prefill_all;
   double prefill_seconds = 0;
-  double linear_flops = 0;       ///< Matrix products outside attention, prefill.
-  std::int64_t peak_bytes = 0;   ///< Cache, weights and workspace of this rank.
+  double linear_flops = 0;           ///< Matrix products outside attention, prefill.
+  std::int64_t peak_bytes = 0;       ///< Cache, weights and workspace of this rank.
   std::vector<float> prompt_logits;  ///< When asked for: of the last prompt token, [vocab].
 };
 
@@ -94,8 +98,10 @@ struct MemoryPlan {
 /// Collective over `communicator`: every rank constructs it and calls run() with the same request.
 class Engine {
  public:
-  /// Checks head counts against communicator.size() before anything is loaded; says which degrees would work (kUsage).
-  static std::unique_ptr<Engine> load(const EngineOptions& options, Communicator& communicator, ThreadPool& threads);
+  /// Checks head counts against communicator.size() before anything is loaded; says which degrees would work
+  /// (kUsage).
+  static std::unique_ptr<Engine> load(const EngineOptions& options, Communicator& communicator,
+                                      ThreadPool& threads);
   virtual ~Engine() = default;
 
   virtual const ModelFacts& facts() const = 0;
@@ -104,9 +110,12 @@ class Engine {
   virtual MemoryPlan plan_memory(std::int64_t tokens, std::int64_t new_tokens, int variants) const = 0;
 };
 
-/// From config.json alone: what plan, cost model and scheduler need, without loading weights.
+/// What plan, cost model and scheduler need, without loading weights: sizes from config.json; hashes of the
+/// files that are there (of large weights a sample, see Weights::fingerprint()).
 ModelFacts read_model_facts(const std::string& folder);
-MemoryPlan plan_memory(const ModelFacts& facts, Device device, int tp, std::int64_t tokens, std::int64_t new_tokens,
-                       int variants);
+/// The cache holds one uncut prompt and, per variant, new_tokens of its own; what evicting variants keep
+/// comes on top and can be added to new_tokens.
+MemoryPlan plan_memory(const ModelFacts& facts, Device device, int tp, std::int64_t tokens,
+                       std::int64_t new_tokens, int variants);
 
 }  // namespace lacuna

@@ -86,6 +86,8 @@ struct DecodeSequence {
   std::span<const PagedHead> heads;          ///< [kv_heads], the newest token included
   const DecodeSelector* selector = nullptr;  ///< Null: read every page (also for sliding-window layers).
   DecodeState* state = nullptr;
+  std::int64_t context_tokens = 0;    ///< What an uncut cache would hold: for accounting.
+  std::uint64_t seed = 0;             ///< For methods that draw random numbers.
   AttentionCounts* counts = nullptr;  ///< Never null; gets what was executed.
 
   std::string* error =
@@ -182,6 +184,10 @@ class Ops {
   /// Per row of logits (float32 [n, vocab], device): the largest value and its lowest index; NaN anywhere in
   /// the row gives index -1. Returns to the host.
   virtual void argmax(const TensorView& logits, std::span<float> values, std::span<std::int32_t> indices) = 0;
+  /// Communicator::all_gather for host memory, whatever memory the communicator works on.
+  virtual void all_gather_host(const void* send, void* receive, std::size_t bytes, Communicator& communicator) {
+    communicator.all_gather(send, receive, bytes);
+  }
 };
 
 /// float32 on the threads of `pool`, which must outlive it.

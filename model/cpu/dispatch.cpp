@@ -1,0 +1,45 @@
+#include <cstdlib>
+#include <string>
+
+#include "core/error.h"
+#include "model/cpu/kernels.h"
+
+namespace lacuna::cpu {
+
+namespace {
+
+bool machine_has_avx512() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+bool machine_has_avx2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+const Kernels& choose() {
+  const char* text = std::getenv("LACUNA_CPU");
+  const std::string wanted = text == nullptr || *text == '\0' ? "avx512" : text;
+  LACUNA_REQUIRE(wanted == "avx512" || wanted == "avx2" || wanted == "generic",
+                 "LACUNA_CPU={}: expected avx512, avx2 or generic", wanted);
+  if (wanted == "avx512" && machine_has_avx512() && kernels_avx512() != nullptr) return *kernels_avx512();
+  if (wanted != "generic" && machine_has_avx2() && kernels_avx2() != nullptr) return *kernels_avx2();
+  return *kernels_generic();
+}
+
+}  // namespace
+
+const Kernels& best_kernels() {
+  static const Kernels& best = choose();
+  return best;
+}
+
+}  // namespace lacuna::cpu

@@ -1,0 +1,514 @@
+// Engine::run: one prefill, the evictors of all variants, then batched decoding of all variants.
+#include "model/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <numeric>
+#include <optional>
+
+#include "core/error.h"
+#include "core/hash.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "model/memory_plan.h"
+#include "model/sampling.h"
+#include "model/transformer.h"
+
+namespace lacuna {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+/// KV memory that stays with the process between jobs; more goes back to the system.
+constexpr std::size_t kKeepKvBytes = std::size_t{256} << 20;
+/// Longest error text that travels between ranks.
+constexpr std::size_t kErrorBytes = 512;
+
+/// A variant while its job runs.
+struct Running {
+  const Variant* variant = nullptr;
+  VariantResult* result = nullptr;
+  std::unique_ptr<SequenceCache> cache;
+  std::unique_ptr<DecodeSelector> selector;
+  std::vector<std::unique_ptr<DecodeState>> states;
+  int fed = 0;  ///< Generated tokens that went through the model.
+  bool done = false;
+};
+
+/// Variants with the same evictor share its cache until they write.
+struct Eviction {
+  MethodSpec spec;
+  std::unique_ptr<Evictor> evictor;
+  SequenceCache cache;
+  double seconds = 0;
+  std::string error;
+};
+
+/// The better of two (value, index) candidates: larger value, then lower index.
+struct Candidate {
+  float value;
+  std::int32_t index;  ///< -1: not a number
+  std::int32_t failed;
+};
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(const EngineOptions& options, ModelConfig config, ModelFacts facts, Weights files,
+             Communicator& communicator, ThreadPool& threads)
+      : options_(options),
+        config_(std::move(config)),
+        facts_(std::move(facts)),
+        files_(std::move(files)),
+        communicator_(communicator),
+        ops_(make_ops(options.device, threads)),
+        shard_(make_shard(config_, communicator.size(), communicator.rank())),
+        transformer_(config_, files_, shard_, *ops_, communicator, threads),
+        pool_(*ops_, config_.head_dim, kv_budget()),
+        stop_ids_(read_stop_ids(options.folder, config_)) {}
+
+  const ModelFacts& facts() const override { return facts_; }
+  std::span<const TokenId> stop_ids() const override { return stop_ids_; }
+  JobResult run(const JobRequest& request) override;
+  MemoryPlan plan_memory(std::int64_t tokens, std::int64_t new_tokens, int variants) const override {
+    return lacuna::plan_memory(facts_, options_.device, shard_.tp, tokens, new_tokens, variants);
+  }
+
+ private:
+  static std::unique_ptr<Ops> make_ops(Device device, ThreadPool& threads) {
+    if (device == Device::kCpu) return make_cpu_ops(threads);
+#if LACUNA_HAS_CUDA && LACUNA_HAS_CUDA_ENGINE
+    return make_cuda_ops(threads);
+#else
+    throw_usage("this build has no CUDA engine; use device cpu");
+#endif
+  }
+  /// Address space on the CPU, where memory is taken when touched; on CUDA what the weights left, less a
+  /// reserve.
+  std::size_t kv_budget() const {
+    const auto free = static_cast<double>(ops_->free_bytes());
+    return static_cast<std::size_t>(options_.device == Device::kCpu ? free : free * 0.7);
+  }
+
+  void check_request(const JobRequest& request) const;
+  void agree(const std::string& error) const;
+  void poll_cancelled(const JobRequest& request) const;
+  void prefill(const JobRequest& request, std::vector<Eviction>& evictions, JobResult& job);
+  void fill_caches(int layer, const PrefillInput& input, SequenceCache& shared,
+                   std::vector<Eviction>& evictions);
+  void store_layer(SequenceCache& cache, int layer, const PrefillInput& input,
+                   std::span<const std::vector<std::int32_t>> kept);
+  std::vector<Running> start_variants(const JobRequest& request, std::vector<Eviction>& evictions,
+                                      JobResult& job);
+  void decode_step(const JobRequest& request, std::vector<Running*>& batch);
+  void take_tokens(const JobRequest& request, std::span<Running*> batch, std::span<std::string> errors);
+  void accept(const JobRequest& request, Running& running, TokenId token);
+  void share_errors(std::span<std::string> errors) const;
+  std::vector<float> gather_logits(std::int64_t rows);
+  void sum_over_ranks(JobResult& job) const;
+
+  const EngineOptions options_;
+  const ModelConfig config_;
+  const ModelFacts facts_;
+  const Weights files_;  // the CPU's embedding rows stay in the mapped file
+  Communicator& communicator_;
+  std::unique_ptr<Ops> ops_;
+  const Shard shard_;
+  Transformer transformer_;
+  PagePool pool_;
+  std::vector<TokenId> stop_ids_;
+};
+
+void EngineImpl::check_request(const JobRequest& request) const {
+  LACUNA_REQUIRE(!request.prompt.empty(), "the prompt is empty: it needs at least one token");
+  for (std::size_t i = 0; i < request.prompt.size(); ++i) {
+    const TokenId id = request.prompt[i];
+    LACUNA_REQUIRE(id >= 0 && id < config_.vocab,
+                   "prompt token {} is {}, outside the vocabulary of {} tokens", i, id, config_.vocab);
+  }
+  for (const Variant& variant : request.variants) check_sampling(variant.sampling, "variant");
+}
+
+/// Collective: when any rank has an error, every rank throws one.
+void EngineImpl::agree(const std::string& error) const {
+  if (shard_.tp == 1) {
+    if (!error.empty()) throw Error(ErrorKind::kResource, error);
+    return;
+  }
+  std::vector<std::int32_t> failed(static_cast<std::size_t>(shard_.tp));
+  const std::int32_t mine = error.empty() ? 0 : 1;
+  ops_->all_gather_host(&mine, failed.data(), sizeof(mine), communicator_);
+  if (std::find(failed.begin(), failed.end(), 1) == failed.end()) return;
+  std::vector<std::string> errors = {error};
+  share_errors(errors);
+  throw Error(ErrorKind::kResource, errors[0]);
+}
+
+/// Collective: replaces every entry by the text of the first rank that has one.
+void EngineImpl::share_errors(std::span<std::string> errors) const {
+  const std::size_t bytes = errors.size() * kErrorBytes;
+  std::vector<char> mine(bytes, '\0'), all(bytes * static_cast<std::size_t>(shard_.tp));
+  for (std::size_t i = 0; i < errors.size(); ++i)
+    errors[i].copy(mine.data() + i * kErrorBytes, kErrorBytes - 1);
+  ops_->all_gather_host(mine.data(), all.data(), bytes, communicator_);
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    errors[i].clear();
+    for (int r = 0; r < shard_.tp && errors[i].empty(); ++r)
+      errors[i] = all.data() + static_cast<std::size_t>(r) * bytes + i * kErrorBytes;
+  }
+}
+
+void EngineImpl::poll_cancelled(const JobRequest& request) const {
+  if (!request.cancelled) return;
+  agree(request.cancelled() ? "cancelled" : "");
+}
+
+/// Writes a layer's kept rows (all of them, when `kept` is empty) into new pages of `cache`.
+void EngineImpl::store_layer(SequenceCache& cache, int layer, const PrefillInput& input,
+                             std::span<const std::vector<std::int32_t>> kept) {
+  std::vector<PageCopy> copies;
+  std::vector<KvWrite> writes;
+  const std::int64_t tokens = input.k.tokens;
+  const std::int64_t first =
+      transformer_.sliding(layer) ? std::max<std::int64_t>(0, tokens - config_.window) : 0;
+  for (int h = 0; h < shard_.kv_heads; ++h) {
+    const auto positions =
+        kept.empty() ? std::span<const std::int32_t>() : std::span(kept[static_cast<std::size_t>(h)]);
+    const std::int64_t count = kept.empty() ? tokens - first : static_cast<std::int64_t>(positions.size());
+    cache.extend(layer, h, count, copies);
+    if (count == 0) continue;
+    writes.push_back({.page_ids = cache.head(layer, h).pages,
+                      .first_slot = 0,
+                      .count = count,
+                      .head = h,
+                      .row_begin = first,
+                      .positions = positions});
+  }
+  ops_->store_kv(input.k, input.v, writes, pool_.view());
+}
+
+void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache& shared,
+                             std::vector<Eviction>& evictions) {
+  bool stored = false;
+  const auto share = [&](SequenceCache& cache) {
+    if (!stored) store_layer(shared, layer, input, {});
+    stored = true;
+    cache.share_layer(shared, layer);
+  };
+  for (Eviction& eviction : evictions) {
+    if (transformer_.sliding(layer)) {
+      share(eviction.cache);
+      continue;
+    }
+    if (!eviction.error.empty()) continue;
+    const auto begin = Clock::now();
+    std::vector<std::vector<std::int32_t>> kept;
+    try {
+      AttentionCounts ignored;
+      kept = eviction.evictor->keep(input, ignored);
+    } catch (const Error& e) {
+      eviction.error = e.what();
+      continue;
+    }
+    if (kept.empty()) {
+      share(eviction.cache);
+    } else {
+      LACUNA_CHECK(kept.size() == static_cast<std::size_t>(shard_.kv_heads),
+                   "evictor '{}' answered for {} of {} kv heads", eviction.spec.method, kept.size(),
+                   shard_.kv_heads);
+      store_layer(eviction.cache, layer, input, kept);
+    }
+    eviction.seconds += seconds_since(begin);
+  }
+}
+
+void EngineImpl::prefill(const JobRequest& request, std::vector<Eviction>& evictions, JobResult& job) {
+  const auto begin = Clock::now();
+  const auto selector = ops_->prefill_selector(request.prefill);
+  SequenceCache shared(pool_, config_.layers, shard_.kv_heads);
+  std::string error;
+  transformer_.prefill(
+      request.prompt, selector.get(), request.seed,
+      {.on_layer = [&](int layer,
+                       const PrefillInput& input) { fill_caches(layer, input, shared, evictions); },
+       .between_layers = [&] { poll_cancelled(request); }},
+      job.prefill_sparse, job.prefill_all);
+  ops_->synchronize();
+  const double evict_seconds = std::accumulate(evictions.begin(), evictions.end(), 0.0,
+                                               [](double sum, const Eviction& e) { return sum + e.seconds; });
+  job.prefill_seconds = seconds_since(begin) - evict_seconds;
+}
+
+std::vector<float> EngineImpl::gather_logits(std::int64_t rows) {
+  const TensorView local = transformer_.logits();
+  const std::int64_t widest = largest_vocab_share(config_.vocab, shard_.tp);
+  std::vector<float> mine(static_cast<std::size_t>(rows * widest)),
+      all(mine.size() * static_cast<std::size_t>(shard_.tp));
+  ops_->download(local.data, mine.data(), static_cast<std::size_t>(rows * shard_.vocab) * sizeof(float));
+  if (shard_.tp == 1) return mine;
+  ops_->all_gather_host(mine.data(), all.data(), mine.size() * sizeof(float), communicator_);
+  std::vector<float> logits(static_cast<std::size_t>(rows * config_.vocab));
+  for (int r = 0; r < shard_.tp; ++r) {
+    const Shard other = make_shard(config_, shard_.tp, r);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      std::copy_n(all.data() + static_cast<std::int64_t>(r) * rows * widest + row * other.vocab, other.vocab,
+                  logits.data() + row * config_.vocab + other.vocab_begin);
+    }
+  }
+  return logits;
+}
+
+void EngineImpl::accept(const JobRequest& request, Running& running, TokenId token) {
+  VariantResult& result = *running.result;
+  const SamplingOptions& sampling = running.variant->sampling;
+  if (!sampling.ignore_stop && std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end()) {
+    result.stopped = true;
+    running.done = true;
+    return;
+  }
+  result.ids.push_back(token);
+  if (request.on_token && communicator_.rank() == 0) {
+    request.on_token(static_cast<std::size_t>(running.variant - request.variants.data()), token);
+  }
+  running.done = static_cast<int>(result.ids.size()) >= sampling.max_new_tokens;
+}
+
+/// Chooses the next token of every sequence from the logits of the last forward pass. Row i belongs to
+/// batch[i]; with one row for several sequences (after prefill) all take row 0.
+void EngineImpl::take_tokens(const JobRequest& request, std::span<Running*> batch,
+                             std::span<std::string> errors) {
+  const TensorView logits = transformer_.logits();
+  const std::int64_t rows = logits.shape[0];
+  std::vector<float> values(static_cast<std::size_t>(rows));
+  std::vector<std::int32_t> indices(static_cast<std::size_t>(rows));
+  ops_->argmax(logits, values, indices);
+
+  const bool sampled = std::any_of(batch.begin(), batch.end(),
+                                   [](const Running* r) { return r->variant->sampling.temperature > 0; });
+  std::vector<float> full;
+  if (sampled || request.want_logits) full = gather_logits(rows);
+
+  // One candidate per row and rank; the same choice is made on every rank.
+  std::vector<Candidate> mine(batch.size()), all(batch.size() * static_cast<std::size_t>(shard_.tp));
+  bool failed = false;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    const std::size_t row = rows == 1 ? 0 : i;
+    const std::int32_t index =
+        indices[row] < 0 ? -1 : indices[row] + static_cast<std::int32_t>(shard_.vocab_begin);
+    if (index < 0 && errors[i].empty()) errors[i] = "the model computed logits that are not numbers";
+    mine[i] = {.value = values[row], .index = index, .failed = errors[i].empty() ? 0 : 1};
+  }
+  ops_->all_gather_host(mine.data(), all.data(), mine.size() * sizeof(Candidate), communicator_);
+  for (const Candidate& candidate : all) failed = failed || candidate.failed != 0;
+  if (failed) share_errors(errors);
+
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    Running& running = *batch[i];
+    const std::size_t row = rows == 1 ? 0 : i;
+    if (!errors[i].empty()) {
+      running.result->error = errors[i];
+      running.done = true;
+      continue;
+    }
+    const std::span<const float> row_logits =
+        full.empty() ? std::span<const float>()
+                     : std::span(full).subspan(row * static_cast<std::size_t>(config_.vocab),
+                                               static_cast<std::size_t>(config_.vocab));
+    if (request.want_logits && running.fed > 0)
+      running.result->logits.emplace_back(row_logits.begin(), row_logits.end());
+    if (running.done) continue;
+    Candidate best = all[i];
+    for (int r = 1; r < shard_.tp; ++r) {
+      const Candidate& other = all[static_cast<std::size_t>(r) * batch.size() + i];
+      if (other.value > best.value) best = other;  // lower ranks hold lower ids: ties stay
+    }
+    TokenId token = best.index;
+    try {
+      if (running.variant->sampling.temperature > 0)
+        token = sample_token(row_logits, running.variant->sampling, running.result->ids.size());
+    } catch (const Error& e) {
+      running.result->error = e.what();
+      running.done = true;
+      continue;
+    }
+    accept(request, running, token);
+  }
+}
+
+std::vector<Running> EngineImpl::start_variants(const JobRequest& request, std::vector<Eviction>& evictions,
+                                                JobResult& job) {
+  std::vector<Running> all;
+  all.reserve(request.variants.size());
+  for (std::size_t i = 0; i < request.variants.size(); ++i) {
+    const Variant& variant = request.variants[i];
+    Running running{
+        .variant = &variant, .result = &job.variants[i], .cache = nullptr, .selector = nullptr, .states = {}};
+    Eviction& eviction = *std::find_if(evictions.begin(), evictions.end(),
+                                       [&](const Eviction& e) { return e.spec == variant.evict; });
+    running.result->evict_seconds = eviction.seconds;
+    running.result->error = eviction.error;
+    if (!eviction.error.empty()) {
+      running.done = true;
+    } else {
+      running.cache = std::make_unique<SequenceCache>(eviction.cache.fork());
+      running.result->kv_bytes_resident = running.cache->bytes();
+      auto selector = ops_->decode_selector(variant.decode);
+      if (!selector->reads_everything()) {
+        running.selector = std::move(selector);
+        for (int layer = 0; layer < config_.layers; ++layer) {
+          running.states.push_back(transformer_.sliding(layer)
+                                       ? nullptr
+                                       : running.selector->make_state(transformer_.layer_info(layer)));
+        }
+      }
+    }
+    all.push_back(std::move(running));
+  }
+  return all;
+}
+
+void EngineImpl::decode_step(const JobRequest& request, std::vector<Running*>& batch) {
+  std::vector<StepSequence> steps(batch.size());
+  std::vector<std::string> errors(batch.size());
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    Running& running = *batch[i];
+    steps[i] = {.token = running.result->ids[static_cast<std::size_t>(running.fed)],
+                .position = static_cast<std::int64_t>(request.prompt.size()) + running.fed,
+                .cache = running.cache.get(),
+                .selector = running.selector.get(),
+                .states = &running.states,
+                .seed = request.seed,
+                .counts_sparse = &running.result->decode_sparse,
+                .counts_all = &running.result->decode_all,
+                .error = &errors[i]};
+    ++running.fed;
+  }
+  transformer_.decode(steps, pool_);
+  take_tokens(request, batch, errors);
+}
+
+/// Counts and bytes are sums over the team.
+void EngineImpl::sum_over_ranks(JobResult& job) const {
+  if (shard_.tp == 1) return;
+  std::vector<double> mine;
+  const auto visit_counts = [](AttentionCounts& c, const auto& f) {
+    for (double* x : {&c.visited_cells, &c.causal_cells, &c.computed_cells, &c.flops, &c.index_flops,
+                      &c.kv_bytes_read, &c.index_bytes_read})
+      f(*x);
+  };
+  const auto visit = [&](const auto& f) {
+    visit_counts(job.prefill_sparse, f);
+    visit_counts(job.prefill_all, f);
+    for (VariantResult& v : job.variants) {
+      visit_counts(v.decode_sparse, f);
+      visit_counts(v.decode_all, f);
+      for (std::int64_t* bytes : {&v.kv_bytes_resident, &v.kv_bytes_resident_dense}) {
+        auto value = static_cast<double>(*bytes);
+        f(value);
+        *bytes = static_cast<std::int64_t>(value);
+      }
+    }
+  };
+  visit([&](double& x) { mine.push_back(x); });
+  std::vector<double> all(mine.size() * static_cast<std::size_t>(shard_.tp));
+  ops_->all_gather_host(mine.data(), all.data(), mine.size() * sizeof(double), communicator_);
+  std::size_t i = 0;
+  visit([&](double& x) {
+    x = 0;
+    for (int r = 0; r < shard_.tp; ++r) x += all[static_cast<std::size_t>(r) * mine.size() + i];
+    ++i;
+  });
+}
+
+JobResult EngineImpl::run(const JobRequest& request) {
+  check_request(request);
+  JobResult job;
+  job.variants.resize(request.variants.size());
+  pool_.trim(kKeepKvBytes);
+  pool_.reset_peak();
+  const auto tokens = static_cast<std::int64_t>(request.prompt.size());
+  std::int64_t most_new = 0;
+  for (const Variant& v : request.variants)
+    most_new = std::max<std::int64_t>(most_new, v.sampling.max_new_tokens);
+  const double reach = static_cast<double>(config_.max_positions) *
+                       (config_.rope.type == RopeType::kDefault ? 1.0 : config_.rope.factor);
+  if (static_cast<double>(tokens + most_new) > reach && communicator_.rank() == 0) {
+    log::warning("{} tokens are more than the {} positions this model was made for", tokens + most_new,
+                 config_.max_positions);
+  }
+
+  std::vector<Eviction> evictions;
+  for (const Variant& v : request.variants) {
+    const bool known =
+        std::any_of(evictions.begin(), evictions.end(), [&](const Eviction& e) { return e.spec == v.evict; });
+    if (!known)
+      evictions.push_back({.spec = v.evict,
+                           .evictor = ops_->evictor(v.evict),
+                           .cache = SequenceCache(pool_, config_.layers, shard_.kv_heads),
+                           .seconds = 0,
+                           .error = {}});
+  }
+  prefill(request, evictions, job);
+  job.linear_flops = linear_flops(facts_, tokens);
+  if (request.want_logits) job.prompt_logits = gather_logits(1);
+
+  std::vector<Running> all = start_variants(request, evictions, job);
+  const std::int64_t prompt_bytes = dense_kv_bytes(config_, shard_, tokens, pool_.page_bytes());
+  for (VariantResult& v : job.variants) v.kv_bytes_resident_dense = prompt_bytes;
+  evictions.clear();  // caches that only failed or finished variants used go back to the pool
+
+  const auto begin = Clock::now();
+  std::vector<Running*> batch;
+  for (Running& running : all) {
+    if (!running.done) batch.push_back(&running);
+  }
+  if (!batch.empty()) {
+    std::vector<std::string> errors(batch.size());
+    take_tokens(request, batch, errors);
+  }
+  // A sequence whose last token needs no logits is not fed again.
+  const auto feeds = [&](const Running& r) {
+    if (!r.result->error.empty() || r.fed >= static_cast<int>(r.result->ids.size())) return false;
+    return request.want_logits || !r.done;
+  };
+  while (true) {
+    std::erase_if(batch, [&](Running* r) {
+      if (feeds(*r)) return false;
+      for (const auto& state : r->states)
+        r->result->kv_bytes_resident += state ? static_cast<std::int64_t>(state->bytes()) : 0;
+      r->cache.reset();
+      r->states.clear();
+      return true;
+    });
+    if (batch.empty()) break;
+    poll_cancelled(request);
+    decode_step(request, batch);
+  }
+  const double decode_seconds = seconds_since(begin);
+  for (VariantResult& v : job.variants) v.decode_seconds = decode_seconds;
+  job.peak_bytes =
+      transformer_.weight_bytes() + transformer_.workspace_bytes() + pool_.peak_pages() * pool_.page_bytes();
+  sum_over_ranks(job);
+  return job;
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> Engine::load(const EngineOptions& options, Communicator& communicator,
+                                     ThreadPool& threads) {
+  ModelConfig config = read_config(options.folder);
+  check_degree(config, communicator.size(), options.folder);
+  if (options.rope_override) override_rope(config, *options.rope_override);
+  Weights files = Weights::open(options.folder);
+  ModelFacts facts = make_facts(config, options.folder);
+  return std::make_unique<EngineImpl>(options, std::move(config), std::move(facts), std::move(files),
+                                      communicator, threads);
+}
+
+}  // namespace lacuna

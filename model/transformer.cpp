@@ -1,0 +1,286 @@
+#include "model/transformer.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/error.h"
+#include "model/memory_plan.h"
+
+namespace lacuna {
+
+Transformer::Transformer(const ModelConfig& config, const Weights& files, const Shard& shard, Ops& ops,
+                         Communicator& communicator, ThreadPool& threads)
+    : config_(config),
+      shard_(shard),
+      ops_(ops),
+      communicator_(communicator),
+      threads_(threads),
+      weights_(load_weights(files, config, shard, ops)),
+      separate_local_rope_(config.sliding_layers() > 0 && config.local_rope != config.rope) {}
+
+TensorView Transformer::take(Scratch& scratch, std::int64_t rows, std::int64_t cols, DType dtype) {
+  const auto bytes = static_cast<std::size_t>(rows * cols) * size_of(dtype);
+  if (scratch.buffer.bytes() < bytes) {
+    scratch.buffer.reset();
+    scratch.buffer =
+        Buffer(bytes, ops_.device() == Device::kCpu ? Buffer::Kind::kHost : Buffer::Kind::kDevice);
+  }
+  return {.data = scratch.buffer.data(), .dtype = dtype, .device = ops_.device(), .shape = {rows, cols}};
+}
+
+TensorView Transformer::rows_of(const TensorView& matrix, std::int64_t begin, std::int64_t count) {
+  TensorView view = matrix;
+  view.data = static_cast<std::byte*>(matrix.data) +
+              static_cast<std::size_t>(begin * matrix.shape[1]) * size_of(matrix.dtype);
+  view.shape = {count, matrix.shape[1]};
+  return view;
+}
+
+HeadsView Transformer::heads_of(const TensorView& matrix, int first_head, int heads) const {
+  const std::int64_t d = config_.head_dim;
+  return {.data = static_cast<std::byte*>(matrix.data) +
+                  static_cast<std::size_t>(first_head * d) * size_of(matrix.dtype),
+          .dtype = matrix.dtype,
+          .device = matrix.device,
+          .heads = heads,
+          .tokens = matrix.shape[0],
+          .head_dim = config_.head_dim,
+          .head_stride = d,
+          .token_stride = matrix.shape[1]};
+}
+
+LayerInfo Transformer::layer_info(int layer) const {
+  return {.layer = layer,
+          .layers = config_.layers,
+          .q_heads = shard_.q_heads,
+          .kv_heads = shard_.kv_heads,
+          .q_head_begin = shard_.q_head_begin,
+          .kv_head_begin = shard_.kv_head_begin,
+          .q_heads_total = config_.q_heads,
+          .kv_heads_total = config_.kv_heads,
+          .head_dim = config_.head_dim,
+          .scale = config_.attention_scale,
+          .softcap = config_.attention_softcap,
+          .window = sliding(layer) ? config_.window : 0};
+}
+
+void Transformer::ensure_rope(std::int64_t positions) {
+  if (positions <= rope_positions_) return;
+  std::int64_t count = 1024;
+  while (count < positions) count *= 2;
+  const std::int64_t half = config_.head_dim / 2;
+  const auto build = [&](const RopeConfig& rope) {
+    const auto frequencies = inverse_frequencies(rope, config_.head_dim);
+    std::vector<float> cos(static_cast<std::size_t>(count * half)), sin(cos.size());
+    constexpr std::int64_t kRows = 256;
+    threads_.parallel_for(count / kRows, [&](std::int64_t b) {
+      fill_rope_rows(frequencies, rope.attention_factor, b * kRows, kRows, cos.data() + b * kRows * half,
+                     sin.data() + b * kRows * half);
+    });
+    RopeTable table{.cos = Tensor({count, half}, DType::kF32, ops_.device()),
+                    .sin = Tensor({count, half}, DType::kF32, ops_.device())};
+    ops_.upload(cos.data(), table.cos.data(), cos.size() * sizeof(float));
+    ops_.upload(sin.data(), table.sin.data(), sin.size() * sizeof(float));
+    ops_.synchronize();
+    return table;
+  };
+  rope_ = build(config_.rope);
+  if (separate_local_rope_) local_rope_ = build(config_.local_rope);
+  rope_positions_ = count;
+}
+
+void Transformer::project_qkv(const TensorView& x, int layer, std::span<const std::int32_t> positions,
+                              const TensorView& qkv) {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const TensorView normed = take(normed_, x.shape[0], config_.hidden);
+  ops_.rms_norm(x, w.input_norm.view(), config_.rms_eps, normed);
+  ops_.linear(normed, w.qkv, false, qkv);
+  const bool norms = w.q_norm.data() != nullptr;
+  ops_.norm_and_rotate(heads_of(qkv, 0, shard_.q_heads), heads_of(qkv, shard_.q_heads, shard_.kv_heads),
+                       {.q_weight = norms ? &w.q_norm.view() : nullptr,
+                        .k_weight = norms ? &w.k_norm.view() : nullptr,
+                        .eps = config_.rms_eps},
+                       rope_of(layer), positions);
+}
+
+void Transformer::add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
+                                  const TensorView& x) {
+  const bool normed = post_norm.data() != nullptr;
+  if (shard_.tp == 1 && !normed) {
+    ops_.linear(in, w, true, x);
+    return;
+  }
+  const TensorView partial = take(partial_, x.shape[0], config_.hidden);
+  ops_.linear(in, w, false, partial);
+  ops_.all_reduce(partial, communicator_);
+  if (normed) ops_.rms_norm(partial, post_norm.view(), config_.rms_eps, partial);
+  ops_.add(partial, x);
+}
+
+void Transformer::finish_attention(const TensorView& attention, int layer, const TensorView& x) {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  add_to_residual(attention, w.o, w.post_attention_norm, x);
+}
+
+void Transformer::run_mlp(int layer, const TensorView& x) {
+  const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const std::int64_t rows = x.shape[0];
+  const TensorView normed = take(normed_, rows, config_.hidden);
+  const TensorView gate_up = take(gate_up_, rows, 2 * shard_.mlp),
+                   activated = take(activated_, rows, shard_.mlp);
+  ops_.rms_norm(x, w.mlp_norm.view(), config_.rms_eps, normed);
+  ops_.linear(normed, w.gate_up, false, gate_up);
+  ops_.gated_activation(gate_up, config_.activation, activated);
+  add_to_residual(activated, w.down, w.post_mlp_norm, x);
+}
+
+void Transformer::compute_logits(const TensorView& x) {
+  const TensorView normed = take(normed_, x.shape[0], config_.hidden);
+  ops_.rms_norm(x, weights_.final_norm.view(), config_.rms_eps, normed);
+  logits_view_ = take(logits_, x.shape[0], shard_.vocab, DType::kF32);
+  ops_.linear_f32(normed, weights_.head, config_.logit_softcap, logits_view_);
+}
+
+void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector* selector,
+                          std::uint64_t seed, const PrefillCalls& calls, AttentionCounts& counts_sparse,
+                          AttentionCounts& counts_all) {
+  const auto tokens = static_cast<std::int64_t>(prompt.size());
+  const std::int64_t d = config_.head_dim;
+  ensure_rope(tokens);
+  positions_.resize(prompt.size());
+  std::iota(positions_.begin(), positions_.end(), 0);
+  const TensorView x = take(x_, tokens, config_.hidden);
+  const TensorView qkv = take(qkv_, tokens, (shard_.q_heads + 2 * shard_.kv_heads) * d);
+  const TensorView attention = take(attention_, tokens, shard_.q_heads * d);
+  ops_.embed(weights_.embedding, prompt, config_.embedding_scale, x);
+  if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
+
+  const auto for_chunks = [&](const auto& body) {
+    for (std::int64_t at = 0; at < tokens; at += kTokenChunk) body(at, std::min(kTokenChunk, tokens - at));
+  };
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    if (calls.between_layers) calls.between_layers();
+    for_chunks([&](std::int64_t at, std::int64_t count) {
+      project_qkv(
+          rows_of(x, at, count), layer,
+          std::span(positions_).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
+          rows_of(qkv, at, count));
+    });
+    const PrefillInput input{.q = heads_of(qkv, 0, shard_.q_heads),
+                             .k = heads_of(qkv, shard_.q_heads, shard_.kv_heads),
+                             .v = heads_of(qkv, shard_.q_heads + shard_.kv_heads, shard_.kv_heads),
+                             .info = layer_info(layer),
+                             .communicator = &communicator_,
+                             .seed = seed,
+                             .threads = &threads_};
+    AttentionCounts counts;
+    ops_.attention_prefill(input, sliding(layer) ? nullptr : selector, heads_of(attention, 0, shard_.q_heads),
+                           counts);
+    counts_all += counts;
+    if (!sliding(layer)) counts_sparse += counts;
+    if (calls.on_layer) calls.on_layer(layer, input);
+    const bool last = layer + 1 == config_.layers;
+    if (last) {  // only the last token's logits are needed, so its rows of the last layer are all that count
+      finish_attention(rows_of(attention, tokens - 1, 1), layer, rows_of(x, tokens - 1, 1));
+      run_mlp(layer, rows_of(x, tokens - 1, 1));
+      continue;
+    }
+    for_chunks([&](std::int64_t at, std::int64_t count) {
+      finish_attention(rows_of(attention, at, count), layer, rows_of(x, at, count));
+      run_mlp(layer, rows_of(x, at, count));
+    });
+  }
+  compute_logits(rows_of(x, tokens - 1, 1));
+}
+
+void Transformer::append_kv(std::span<StepSequence> batch, int layer, const TensorView& qkv, PagePool& pool) {
+  writes_.clear();
+  copies_.clear();
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    SequenceCache& cache = *batch[i].cache;
+    for (int h = 0; h < shard_.kv_heads && batch[i].error->empty(); ++h) {
+      try {
+        cache.extend(layer, h, 1, copies_);
+      } catch (const Error& e) {  // no page left: this sequence ends here, the others go on
+        *batch[i].error = e.what();
+        break;
+      }
+      if (sliding(layer)) cache.drop_before_window(layer, h, config_.window);
+      const HeadCache& head = cache.head(layer, h);
+      writes_.push_back({.page_ids = head.pages,
+                         .first_slot = head.tokens - 1,
+                         .count = 1,
+                         .head = h,
+                         .row_begin = static_cast<std::int64_t>(i),
+                         .positions = {}});
+    }
+  }
+  if (!copies_.empty()) ops_.copy_pages(copies_, pool.view());
+  ops_.store_kv(heads_of(qkv, shard_.q_heads, shard_.kv_heads),
+                heads_of(qkv, shard_.q_heads + shard_.kv_heads, shard_.kv_heads), writes_, pool.view());
+}
+
+void Transformer::decode_attention(std::span<StepSequence> batch, int layer, const TensorView& qkv,
+                                   PagePool& pool, const TensorView& out) {
+  const auto kv_heads = static_cast<std::size_t>(shard_.kv_heads);
+  paged_.resize(batch.size() * kv_heads);
+  sequences_.resize(batch.size());
+  layer_counts_.assign(batch.size(), {});
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    for (std::size_t h = 0; h < kv_heads; ++h)
+      paged_[i * kv_heads + h] = batch[i].cache->head(layer, static_cast<int>(h)).view();
+    const bool selects = batch[i].selector != nullptr && !sliding(layer) && batch[i].error->empty();
+    sequences_[i] = {.heads = std::span(paged_).subspan(i * kv_heads, kv_heads),
+                     .selector = selects ? batch[i].selector : nullptr,
+                     .state = selects ? (*batch[i].states)[static_cast<std::size_t>(layer)].get() : nullptr,
+                     .context_tokens = batch[i].position + 1,
+                     .seed = batch[i].seed,
+                     .counts = &layer_counts_[i],
+                     .error = batch[i].error};
+  }
+  ops_.attention_decode(heads_of(qkv, 0, shard_.q_heads), sequences_, pool.view(), layer_info(layer),
+                        communicator_, heads_of(out, 0, shard_.q_heads));
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    *batch[i].counts_all += layer_counts_[i];
+    if (!sliding(layer)) *batch[i].counts_sparse += layer_counts_[i];
+  }
+}
+
+void Transformer::decode(std::span<StepSequence> batch, PagePool& pool) {
+  const auto rows = static_cast<std::int64_t>(batch.size());
+  ids_.resize(batch.size());
+  positions_.resize(batch.size());
+  std::int64_t furthest = 0;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    ids_[i] = batch[i].token;
+    positions_[i] = static_cast<std::int32_t>(batch[i].position);
+    furthest = std::max(furthest, batch[i].position);
+  }
+  ensure_rope(furthest + 1);
+  const std::int64_t d = config_.head_dim;
+  const TensorView x = take(x_, rows, config_.hidden);
+  const TensorView qkv = take(qkv_, rows, (shard_.q_heads + 2 * shard_.kv_heads) * d);
+  const TensorView attention = take(attention_, rows, shard_.q_heads * d);
+  ops_.embed(weights_.embedding, ids_, config_.embedding_scale, x);
+  if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    project_qkv(x, layer, positions_, qkv);
+    append_kv(batch, layer, qkv, pool);
+    decode_attention(batch, layer, qkv, pool, attention);
+    finish_attention(attention, layer, x);
+    run_mlp(layer, x);
+  }
+  compute_logits(x);
+}
+
+std::int64_t Transformer::workspace_bytes() const {
+  std::size_t bytes = 0;
+  for (const Scratch* s : {&x_, &normed_, &qkv_, &attention_, &gate_up_, &activated_, &partial_, &logits_})
+    bytes += s->buffer.bytes();
+  for (const RopeTable* table : {&rope_, &local_rope_}) {
+    if (table->cos.data() != nullptr) bytes += table->cos.view().bytes() + table->sin.view().bytes();
+  }
+  return static_cast<std::int64_t>(bytes);
+}
+
+}  // namespace lacuna

@@ -1,0 +1,107 @@
+// The forward pass, for both devices: it calls Ops and knows nothing of the memory behind them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/engine.h"
+#include "model/kv_cache.h"
+#include "model/model_weights.h"
+
+namespace lacuna {
+
+/// One sequence of a batched decode step.
+struct StepSequence {
+  TokenId token = 0;
+  std::int64_t position = 0;
+  SequenceCache* cache = nullptr;
+  const DecodeSelector* selector = nullptr;                     ///< Null: reads everything.
+  std::vector<std::unique_ptr<DecodeState>>* states = nullptr;  ///< [layers]
+  std::uint64_t seed = 0;
+  AttentionCounts* counts_sparse = nullptr;  ///< Layers with full attention.
+  AttentionCounts* counts_all = nullptr;
+  std::string* error =
+      nullptr;  ///< Filled when this sequence failed; the step goes on without a guarantee for it.
+};
+
+struct PrefillCalls {
+  /// Called once per layer, in order, when its rotated q, k and v exist.
+  std::function<void(int layer, const PrefillInput& input)> on_layer;
+  /// Called before every layer; may throw.
+  std::function<void()> between_layers;
+};
+
+class Transformer {
+ public:
+  /// Collective. All references must outlive it.
+  Transformer(const ModelConfig& config, const Weights& files, const Shard& shard, Ops& ops,
+              Communicator& communicator, ThreadPool& threads);
+
+  /// Runs the whole prompt, layer by layer. Adds to counts. Logits of the last token are then in logits(),
+  /// one row.
+  void prefill(std::span<const TokenId> prompt, const PrefillSelector* selector, std::uint64_t seed,
+               const PrefillCalls& calls, AttentionCounts& counts_sparse, AttentionCounts& counts_all);
+  /// One token for each sequence; appends to their caches. logits() then has a row per sequence.
+  void decode(std::span<StepSequence> batch, PagePool& pool);
+
+  /// float32 [rows, vocab share] on the device, of the last prefill or decode.
+  TensorView logits() const { return logits_view_; }
+  LayerInfo layer_info(int layer) const;
+  bool sliding(int layer) const { return config_.sliding[static_cast<std::size_t>(layer)]; }
+  std::int64_t weight_bytes() const { return weights_.bytes; }
+  /// Bytes of activations and tables held now.
+  std::int64_t workspace_bytes() const;
+
+ private:
+  /// Memory that grows and is reused from call to call.
+  struct Scratch {
+    Buffer buffer;
+  };
+  TensorView take(Scratch& scratch, std::int64_t rows, std::int64_t cols, DType dtype);
+  TensorView take(Scratch& scratch, std::int64_t rows, std::int64_t cols) {
+    return take(scratch, rows, cols, ops_.activation_dtype());
+  }
+  static TensorView rows_of(const TensorView& matrix, std::int64_t begin, std::int64_t count);
+  HeadsView heads_of(const TensorView& qkv, int first_head, int heads) const;
+  void ensure_rope(std::int64_t positions);
+  const RopeTable& rope_of(int layer) const {
+    return sliding(layer) && separate_local_rope_ ? local_rope_ : rope_;
+  }
+
+  void project_qkv(const TensorView& x, int layer, std::span<const std::int32_t> positions,
+                   const TensorView& qkv);
+  void finish_attention(const TensorView& attention, int layer, const TensorView& x);
+  void run_mlp(int layer, const TensorView& x);
+  void add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
+                       const TensorView& x);
+  void compute_logits(const TensorView& x);
+  void append_kv(std::span<StepSequence> batch, int layer, const TensorView& qkv, PagePool& pool);
+  void decode_attention(std::span<StepSequence> batch, int layer, const TensorView& qkv, PagePool& pool,
+                        const TensorView& out);
+
+  const ModelConfig& config_;
+  const Shard shard_;
+  Ops& ops_;
+  Communicator& communicator_;
+  ThreadPool& threads_;
+  ModelWeights weights_;
+  RopeTable rope_, local_rope_;
+  bool separate_local_rope_ = false;
+  std::int64_t rope_positions_ = 0;
+
+  Scratch x_, normed_, qkv_, attention_, gate_up_, activated_, partial_, logits_;
+  TensorView logits_view_;
+  std::vector<std::int32_t> ids_, positions_;
+  // Per decode step, kept to avoid allocations.
+  std::vector<PagedHead> paged_;
+  std::vector<DecodeSequence> sequences_;
+  std::vector<AttentionCounts> layer_counts_;
+  std::vector<KvWrite> writes_;
+  std::vector<PageCopy> copies_;
+};
+
+}  // namespace lacuna
