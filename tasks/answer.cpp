@@ -23,8 +23,11 @@ std::string lower_ascii(std::string_view text) {
   return out;
 }
 
-/// Joins words by single spaces.
-std::string squeeze(std::string_view text) {
+constexpr std::string_view kOpen = "<answer>", kClose = "</answer>", kMarker = "answer:";
+
+}  // namespace
+
+std::string join_spaces(std::string_view text) {
   std::string out;
   bool gap = false;
   for (const char c : text) {
@@ -38,10 +41,6 @@ std::string squeeze(std::string_view text) {
   }
   return out;
 }
-
-constexpr std::string_view kOpen = "<answer>", kClose = "</answer>", kMarker = "answer:";
-
-}  // namespace
 
 std::string extract_answer(std::string_view output) {
   const std::string lower = lower_ascii(output);
@@ -77,7 +76,7 @@ std::string normalize_exact(std::string_view text) {
   const auto strip = [](char c) { return is_space(c) || is_ascii_punct(c); };
   while (!view.empty() && strip(view.front())) view.remove_prefix(1);
   while (!view.empty() && strip(view.back())) view.remove_suffix(1);
-  return squeeze(view);
+  return join_spaces(view);
 }
 
 std::string normalize_item(std::string_view text) {
@@ -88,27 +87,151 @@ std::string normalize_item(std::string_view text) {
   return name;
 }
 
-std::string normalize_squad(std::string_view text) {
-  // Lower case by code point; a byte that is not UTF-8 is kept as it is.
-  std::string lower;
+namespace {
+
+/// Code points of a text; a byte that is not UTF-8 becomes a value above Unicode, so that it survives.
+constexpr utf8proc_int32_t kRawByte = 0x200000;
+
+std::vector<utf8proc_int32_t> code_points(std::string_view text) {
+  std::vector<utf8proc_int32_t> codes;
   const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
   for (std::size_t i = 0; i < text.size();) {
     utf8proc_int32_t code = 0;
     const auto n = utf8proc_iterate(bytes + i, static_cast<utf8proc_ssize_t>(text.size() - i), &code);
-    if (n <= 0) {
-      lower += text[i++];
+    codes.push_back(n > 0 ? code : kRawByte + bytes[i]);
+    i += n > 0 ? static_cast<std::size_t>(n) : 1;
+  }
+  return codes;
+}
+
+void append_utf8(std::string& out, utf8proc_int32_t code) {
+  if (code >= kRawByte) {
+    out += static_cast<char>(code - kRawByte);
+    return;
+  }
+  utf8proc_uint8_t bytes[4];
+  const auto n = utf8proc_encode_char(code, bytes);
+  out.append(reinterpret_cast<const char*>(bytes), static_cast<std::size_t>(n));
+}
+
+bool is_letter(utf8proc_int32_t code) {
+  if (code >= kRawByte) return false;
+  const auto category = utf8proc_category(code);
+  return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
+}
+
+bool is_word(utf8proc_int32_t code) {
+  if (code >= kRawByte) return false;
+  const auto category = utf8proc_category(code);
+  return is_letter(code) || (category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO);
+}
+
+/// White space of str.split() in the published script.
+bool is_unicode_space(utf8proc_int32_t c) {
+  return c == ' ' || (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x1f) || c == 0x85 || c == 0xa0 ||
+         c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+         c == 0x205f || c == 0x3000;
+}
+
+std::vector<utf8proc_int32_t> lower_case(const std::vector<utf8proc_int32_t>& codes) {
+  std::vector<utf8proc_int32_t> lower;
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    const auto code = codes[i];
+    if (code == 0x130) {  // capital I with dot: two code points
+      lower.insert(lower.end(), {0x69, 0x307});
+    } else if (code == 0x3a3) {  // sigma at the end of a word
+      const bool final =
+          i > 0 && is_letter(codes[i - 1]) && (i + 1 == codes.size() || !is_letter(codes[i + 1]));
+      lower.push_back(final ? 0x3c2 : 0x3c3);
+    } else {
+      lower.push_back(code >= kRawByte ? code : utf8proc_tolower(code));
+    }
+  }
+  return lower;
+}
+
+/// The words of normalize_squad.
+std::vector<std::string> squad_words(std::string_view text) {
+  auto codes = lower_case(code_points(text));
+  std::erase_if(codes, [](auto code) { return code < 128 && is_ascii_punct(static_cast<char>(code)); });
+  std::vector<std::string> words;
+  bool open = false;  // whether the next character continues the last word
+  for (std::size_t i = 0; i < codes.size();) {
+    if (is_unicode_space(codes[i])) {
+      open = false;
+      ++i;
       continue;
     }
-    utf8proc_uint8_t out[4];
-    const auto length = utf8proc_encode_char(utf8proc_tolower(code), out);
-    lower.append(reinterpret_cast<const char*>(out), static_cast<std::size_t>(length));
-    i += static_cast<std::size_t>(n);
+    std::string run;
+    const bool word = is_word(codes[i]);
+    do append_utf8(run, codes[i++]);
+    while (word && i < codes.size() && is_word(codes[i]));
+    if (run == "a" || run == "an" || run == "the") {  // an article leaves a space behind
+      open = false;
+      continue;
+    }
+    if (!open) words.emplace_back();
+    words.back() += run;
+    open = true;
   }
-  std::string bare;
-  for (const char c : lower) {
-    if (!is_ascii_punct(c)) bare += c;
+  return words;
+}
+
+}  // namespace
+
+std::string normalize_squad(std::string_view text) {
+  std::string joined;
+  for (const auto& word : squad_words(text)) {
+    if (!joined.empty()) joined += ' ';
+    joined += word;
   }
-  return bare;
+  return joined;
+}
+
+double squad_f1(std::string_view prediction, std::string_view reference) {
+  const auto predicted = squad_words(prediction), wanted = squad_words(reference);
+  if (predicted.empty() || wanted.empty()) return predicted.empty() && wanted.empty() ? 1.0 : 0.0;
+  std::map<std::string, std::size_t> left;
+  for (const auto& word : wanted) ++left[word];
+  std::size_t same = 0;
+  for (const auto& word : predicted) {
+    const auto it = left.find(word);
+    if (it == left.end() || it->second == 0) continue;
+    --it->second;
+    ++same;
+  }
+  if (same == 0) return 0.0;
+  const double precision = static_cast<double>(same) / static_cast<double>(predicted.size());
+  const double recall = static_cast<double>(same) / static_cast<double>(wanted.size());
+  return 2 * precision * recall / (precision + recall);
+}
+
+bool squad_exact(std::string_view prediction, std::string_view reference) {
+  return squad_words(prediction) == squad_words(reference);
+}
+
+std::string chosen_letters(std::string_view answer) {
+  const std::string text = normalize_exact(answer);
+  const auto words = words_of(text);
+  // Letters alone, in one group or several: "b", "ad", "a, d", "a and d".
+  std::set<char> letters;
+  bool only_letters = !words.empty();
+  for (const auto& word : words) {
+    if (word == "and" || word == "or" || word == "option" || word == "options") continue;
+    only_letters = only_letters && word.size() <= 10 &&
+                   std::ranges::all_of(word, [](char c) { return c >= 'a' && c <= 'j'; });
+    if (only_letters) letters.insert(word.begin(), word.end());
+  }
+  if (!only_letters) {
+    // "c. because ...": the letter in front of a full stop, bracket or colon.
+    letters.clear();
+    const bool marked = text.size() >= 2 && text[0] >= 'a' && text[0] <= 'j' &&
+                        (text[1] == '.' || text[1] == ')' || text[1] == ':');
+    if (marked) letters.insert(text[0]);
+  }
+  std::string chosen;
+  for (const char c : letters) chosen += static_cast<char>(c - 'a' + 'A');
+  return chosen;
 }
 
 double iou(const std::set<std::string>& a, const std::set<std::string>& b) {

@@ -24,12 +24,18 @@ std::string normalize_exact(std::string_view text);
 /// normalize_exact without a leading article (a, an, the), for names of items and places.
 std::string normalize_item(std::string_view text);
 
-/// SQuAD's normalisation: lower case, punctuation and the articles a, an, the removed, white space joined.
-/// Lower-casing covers ASCII, Latin-1, Greek and Cyrillic letters; other letters stay as they are.
+/// SQuAD's normalisation, as the published evaluation has it: lower case, ASCII punctuation removed, the
+/// words a, an, the removed, white space joined; letters and white space as Unicode knows them. Bytes that
+/// are not UTF-8 stand for themselves.
 std::string normalize_squad(std::string_view text);
-/// Token F1 between a prediction and one reference (Rajpurkar et al. 2016), both normalised here.
+/// Token F1 between a prediction and one reference (Rajpurkar et al. 2016, 2018), both normalised here. Two
+/// empty ones agree.
 double squad_f1(std::string_view prediction, std::string_view reference);
 bool squad_exact(std::string_view prediction, std::string_view reference);
+
+/// The letters an answer chooses ("B", "A and D", "(b)", "C. because ..."), distinct, in order; "" when there
+/// are none.
+std::string chosen_letters(std::string_view answer);
 
 /// |a and b| / |a or b|; 0 for two empty sets.
 double iou(const std::set<std::string>& a, const std::set<std::string>& b);
@@ -38,6 +44,8 @@ double iou(const std::set<std::string>& a, const std::set<std::string>& b);
 /// blank, otherwise cut at commas and semicolons. Leading "1.", "1)", "-" and "*" are removed; entries are
 /// trimmed.
 std::vector<std::string> list_entries(std::string_view answer);
+/// Words with single spaces between them (ASCII white space).
+std::string join_spaces(std::string_view text);
 /// Runs of ASCII letters and digits, in order.
 std::vector<std::string> words_of(std::string_view text);
 

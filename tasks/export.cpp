@@ -129,7 +129,8 @@ std::vector<ExportJob> parse_export_spec(const Json& spec, const std::string& wh
 TokenId end_of_turn(const Tokenizer& tokenizer, ChatFormat chat) {
   // The user's turn ends as the assistant's must: with the token that the frame's suffix begins with.
   const std::string suffix = chat_frame(chat).suffix;
-  LACUNA_REQUIRE(!suffix.empty(), "export: a model without a chat format has no end-of-turn token; give --chat");
+  LACUNA_REQUIRE(!suffix.empty(),
+                 "export: a model without a chat format has no end-of-turn token; give --chat");
   const std::string text = suffix.substr(0, suffix.find('>') + 1);
   const TokenId id = tokenizer.token_id(text);
   LACUNA_REQUIRE(id >= 0, "export: the tokenizer has no token '{}', which chat format '{}' ends with", text,

@@ -18,6 +18,9 @@ struct Entry {
 /// One line per task, in the order of the paper.
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> list = {
+      {qa_squad_info(), make_qa_squad, score_qa_squad},
+      {qa_quality_info(), make_qa_quality, score_qa_quality},
+      {qa_toefl_info(), make_qa_toefl, score_qa_toefl},
       {ruler_niah_info(), make_ruler_niah, score_ruler_niah},
       {ruler_vt_info(), make_ruler_vt, score_ruler_vt},
       {ruler_cwe_info(), make_ruler_cwe, score_ruler_cwe},

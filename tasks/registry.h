@@ -5,6 +5,9 @@
 
 namespace lacuna {
 
+TaskInfo qa_squad_info();
+TaskInfo qa_quality_info();
+TaskInfo qa_toefl_info();
 TaskInfo ruler_niah_info();
 TaskInfo ruler_vt_info();
 TaskInfo ruler_cwe_info();
@@ -12,6 +15,9 @@ TaskInfo story_retrieval_info();
 TaskInfo story_filtering_info();
 TaskInfo story_multihop_info();
 
+std::unique_ptr<const Task> make_qa_squad(const Params& params);
+std::unique_ptr<const Task> make_qa_quality(const Params& params);
+std::unique_ptr<const Task> make_qa_toefl(const Params& params);
 std::unique_ptr<const Task> make_ruler_niah(const Params& params);
 std::unique_ptr<const Task> make_ruler_vt(const Params& params);
 std::unique_ptr<const Task> make_ruler_cwe(const Params& params);
@@ -19,6 +25,9 @@ std::unique_ptr<const Task> make_story_retrieval(const Params& params);
 std::unique_ptr<const Task> make_story_filtering(const Params& params);
 std::unique_ptr<const Task> make_story_multihop(const Params& params);
 
+Score score_qa_squad(const nlohmann::json& gold, std::string_view output);
+Score score_qa_quality(const nlohmann::json& gold, std::string_view output);
+Score score_qa_toefl(const nlohmann::json& gold, std::string_view output);
 Score score_ruler_niah(const nlohmann::json& gold, std::string_view output);
 Score score_ruler_vt(const nlohmann::json& gold, std::string_view output);
 Score score_ruler_cwe(const nlohmann::json& gold, std::string_view output);

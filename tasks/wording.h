@@ -137,6 +137,45 @@ inline constexpr Wording kMultihopDirect = {.intro = "",
                                             .close = "",
                                             .format = "Answer as\n<answer> item </answer>"};
 
+inline constexpr Wording kSquadExplain = {.intro =
+                                              "You will read a number of documents and answer a question "
+                                              "about one of them. The answer is a short phrase that stands "
+                                              "in that document.\n\n",
+                                          .question = "The question is about document{number}:{question}",
+                                          .open = "Here are the documents:\n\n",
+                                          .close = "That was the last document.\n\n",
+                                          .format =
+                                              "First explain in one or two sentences where the answer "
+                                              "stands. Then give the answer between tags, in as few words as "
+                                              "possible:\n<answer> answer </answer>"};
+inline constexpr Wording kSquadDirect = {
+    .intro = "",
+    .question = "Question about document{number}:{question}",
+    .open = "",
+    .close = "",
+    .format = "Answer in as few words as possible, as\n<answer> answer </answer>"};
+
+inline constexpr Wording kChoiceExplain = {
+    .intro =
+        "You will read a number of documents and answer a multiple-choice question about one of them. There "
+        "may be more than "
+        "one right option.\n\n",
+    .question = "The question is about document{number}:{question}",
+    .open = "Here are the documents:\n\n",
+    .close = "That was the last document.\n\n",
+    .format =
+        "First explain in one or two sentences what the document says about it. Then give the letter of the "
+        "right option (or the "
+        "letters, if several are right) between tags:\n<answer> letter </answer>"};
+inline constexpr Wording kChoiceDirect = {
+    .intro = "",
+    .question = "Question about document{number}:{question}",
+    .open = "",
+    .close = "",
+    .format =
+        "Answer with the letter of the right option (or letters), as\n<answer> letter "
+        "</answer>"};
+
 /// Sentences that say nothing: they fill ruler_vt and top up what whole records leave open.
 inline constexpr std::string_view kNoise[] = {
     "The river runs slowly past the mill.\n", "A cold wind came down from the hills.\n",
