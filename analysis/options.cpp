@@ -51,14 +51,14 @@ double parse_parameters(const std::string& text) {
 }  // namespace
 
 std::string_view name_of(CostAxis axis) { return kCostNames[static_cast<std::size_t>(axis)]; }
-std::string_view name_of(Test test) { return kTestNames[static_cast<std::size_t>(test)]; }
+std::string_view name_of(LossTest test) { return kTestNames[static_cast<std::size_t>(test)]; }
 std::string_view name_of(Link link) { return kLinkNames[static_cast<std::size_t>(link)]; }
 std::string_view name_of(FitMethod method) { return kFitNames[static_cast<std::size_t>(method)]; }
 CostAxis parse_cost_axis(std::string_view name, const std::string& where) {
   return by_name<CostAxis>(name, kCostNames, "cost", where);
 }
-Test parse_test(std::string_view name, const std::string& where) {
-  return by_name<Test>(name, kTestNames, "test", where);
+LossTest parse_test(std::string_view name, const std::string& where) {
+  return by_name<LossTest>(name, kTestNames, "test", where);
 }
 Link parse_link(std::string_view name, const std::string& where) {
   return by_name<Link>(name, kLinkNames, "link", where);

@@ -19,17 +19,17 @@ enum class CostAxis {
   kMeasured,  ///< From the executed lists: FLOPs for prefill, bytes of a step (weights modelled) for decode
   kSeconds,   ///< Wall time: of the prefill, of an output token
 };
-enum class Test { kWelch, kPairedT, kBootstrap, kPermutation };
+enum class LossTest { kWelch, kPairedT, kBootstrap, kPermutation };
 enum class Link { kLogit, kLog, kIdentity };
 enum class FitMethod { kLeastSquares, kFractional };
 
 std::string_view name_of(CostAxis axis);
-std::string_view name_of(Test test);
+std::string_view name_of(LossTest test);
 std::string_view name_of(Link link);
 std::string_view name_of(FitMethod method);
 // By name; throw kUsage starting with `where` and offering the nearest valid name.
 CostAxis parse_cost_axis(std::string_view name, const std::string& where);
-Test parse_test(std::string_view name, const std::string& where);
+LossTest parse_test(std::string_view name, const std::string& where);
 Link parse_link(std::string_view name, const std::string& where);
 FitMethod parse_fit_method(std::string_view name, const std::string& where);
 
@@ -46,7 +46,7 @@ PredictRequest parse_predict(const std::string& text);
 
 struct AnalysisOptions {
   CostAxis cost = CostAxis::kV2;
-  Test test = Test::kPairedT;
+  LossTest test = LossTest::kPairedT;
   double alpha = 0.05;
   double margin =
       0;             ///< > 0: non-inferiority, a level passes when its loss is significantly below the margin

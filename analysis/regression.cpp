@@ -21,7 +21,9 @@ Interval Fit::interval(Eigen::Index i, double confidence) const {
 }
 
 double Fit::p(Eigen::Index i) const {
+  if (error(i) == 0) return coefficients(i) == 0 ? 1 : 0;  // an exact fit leaves no doubt
   const double z = std::abs(coefficients(i) / error(i));
+  LACUNA_CHECK(std::isfinite(z), "coefficient {} is {} with error {}", i, coefficients(i), error(i));
   return 2 * (normal ? normal_cdf(-z) : t_cdf(-z, df));
 }
 

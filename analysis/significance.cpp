@@ -21,15 +21,15 @@ constexpr double kBlindLoss = 0.1;
 double run_test(const AnalysisOptions& options, const Pairs& pairs, const ResultCell& dense,
                 const ResultCell& sparse, Alternative alternative, double shift, std::uint64_t stream) {
   switch (options.test) {
-    case Test::kWelch:
+    case LossTest::kWelch:
       return stats::welch_t(dense.score, sparse.score, alternative, shift).p;
-    case Test::kPairedT:
+    case LossTest::kPairedT:
       return stats::paired_t(pairs.difference, alternative, shift).p;
-    case Test::kBootstrap:
+    case LossTest::kBootstrap:
       return stats::paired_bootstrap(pairs.difference, alternative, shift, options.resamples,
                                      Rng(options.seed, stream))
           .p;
-    case Test::kPermutation:
+    case LossTest::kPermutation:
       return stats::sign_flip(pairs.difference, alternative, shift, options.resamples,
                               Rng(options.seed, stream))
           .p;
@@ -48,7 +48,7 @@ stats::Interval loss_interval(const std::vector<double>& difference, double conf
 void test_level(const AnalysisOptions& options, LevelTest& level, std::uint64_t stream) {
   const Pairs pairs = common_samples(*level.dense, *level.cell);
   level.pairs = int(pairs.difference.size());
-  const bool paired = options.test != Test::kWelch;
+  const bool paired = options.test != LossTest::kWelch;
   level.loss = paired ? stats::mean(pairs.difference) : level.dense->score_mean - level.cell->score_mean;
   level.interval = loss_interval(pairs.difference, options.confidence);
   const double error = paired ? stats::standard_error(pairs.difference)

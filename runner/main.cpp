@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   lacuna::add_generate_command(app);
   lacuna::add_tasks_command(app);
   lacuna::add_sbatch_command(app);
+  lacuna::add_analyze_command(app);
   try {
     app.parse(argc, argv);
     return 0;

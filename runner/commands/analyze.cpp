@@ -38,9 +38,11 @@ void run(const Arguments& arguments) {
 
 void add_analyze_command(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* verb = app.add_subcommand("analyze", "Answers from a sweep's results: best per cost, largest sparsity, scaling law");
+  CLI::App* verb = app.add_subcommand(
+      "analyze", "Answers from a sweep's results: best per cost, largest sparsity, scaling law");
   add_analysis_arguments(*verb, arguments->analysis);
-  verb->add_flag("--no-write", arguments->no_write, "Print the summary only; write neither /analysis nor CSV files");
+  verb->add_flag("--no-write", arguments->no_write,
+                 "Print the summary only; write neither /analysis nor CSV files");
   verb->footer(
       "Examples:\n"
       "  lacuna analyze out/demo\n"

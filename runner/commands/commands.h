@@ -12,5 +12,6 @@ namespace lacuna {
 void add_generate_command(CLI::App& app);
 void add_tasks_command(CLI::App& app);
 void add_sbatch_command(CLI::App& app);
+void add_analyze_command(CLI::App& app);
 
 }  // namespace lacuna
