@@ -1,0 +1,45 @@
+// Turns counts into places: the step between counting and writing the ranges of tile lists.
+#pragma once
+
+#include "attention/cuda/select_cuda.h"
+#include "core/cuda.h"
+
+namespace lacuna {
+
+inline constexpr int kScanThreads = 1024;
+
+/// On entry range_begin[1 + i] is the number of ranges of list i; on exit range_begin is the CSR index. A list that does
+/// not fit into max_ranges is cut, and overflow is set.
+static __global__ void list_scan_kernel(std::int64_t* range_begin, std::int64_t lists, std::int64_t max_ranges,
+                                        int* overflow) {
+  __shared__ std::int64_t warp_total[kScanThreads / 32];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
+  std::int64_t before = 0;
+  if (thread == 0) range_begin[0] = 0;
+  for (std::int64_t base = 0; base < lists; base += kScanThreads) {
+    const std::int64_t i = base + thread;
+    std::int64_t value = i < lists ? range_begin[1 + i] : 0;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const std::int64_t other = __shfl_up_sync(~0u, value, distance);
+      if (lane >= distance) value += other;
+    }
+    if (lane == 31) warp_total[warp] = value;
+    __syncthreads();
+    std::int64_t total = 0;
+    for (int w = 0; w < kScanThreads / 32; ++w) {
+      if (w < warp) value += warp_total[w];
+      total += warp_total[w];
+    }
+    if (i < lists) range_begin[1 + i] = min(before + value, max_ranges);
+    before += total;
+    __syncthreads();
+  }
+  if (thread == 0 && before > max_ranges) *overflow = 1;
+}
+
+inline void launch_list_scan(const TileListsOut& out, std::int64_t lists, cudaStream_t stream) {
+  list_scan_kernel<<<1, kScanThreads, 0, stream>>>(out.range_begin, lists, out.max_ranges, out.overflow);
+  LACUNA_CUDA_TRY(cudaGetLastError());
+}
+
+}  // namespace lacuna

@@ -1,0 +1,178 @@
+// window_scores_cuda: workspace, the two passes, and the sums that join their pieces in a fixed order.
+#include "attention/cuda/window_scores_launch.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/cuda.h"
+
+namespace lacuna {
+
+namespace {
+
+struct Layout {
+  int rows, row_blocks, rows_padded, spans;
+  std::size_t row_part, row_state, column_sum, column_max, diagonal, total = 0;
+
+  Layout(const LayerInfo& info, std::int64_t tokens, int window, bool diagonals) {
+    rows = static_cast<int>(std::min<std::int64_t>(window, tokens));
+    row_blocks = (rows + kWindowRows - 1) / kWindowRows;
+    rows_padded = row_blocks * kWindowRows;
+    spans = static_cast<int>((tokens + kWindowSpan - 1) / kWindowSpan);
+    const auto heads = static_cast<std::size_t>(info.q_heads);
+    const auto padded = static_cast<std::size_t>(rows_padded);
+    const std::size_t columns =
+        row_blocks == 1 ? 0 : heads * static_cast<std::size_t>(row_blocks) * static_cast<std::size_t>(tokens);
+    row_part = take(heads * static_cast<std::size_t>(spans) * padded * sizeof(float2));
+    row_state = take(heads * padded * sizeof(float2));
+    column_sum = take(columns * sizeof(float));
+    column_max = take(columns * sizeof(float));
+    diagonal = take(!diagonals ? 0
+                               : heads * static_cast<std::size_t>(row_blocks) * static_cast<std::size_t>(spans) *
+                                     kWindowDiagonals * sizeof(float));
+  }
+
+ private:
+  std::size_t take(std::size_t bytes) {
+    const std::size_t at = total;
+    total += (bytes + 255) / 256 * 256;
+    return at;
+  }
+};
+
+/// One warp per (head, row): lanes take spans in turn, then meet pairwise.
+__global__ void join_rows_kernel(const float2* part, float2* state, int q_heads, int rows, int rows_padded, int spans,
+                                 int* not_finite) {
+  const int warp = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) >> 5);
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  if (warp >= q_heads * rows_padded) return;
+  const int head = warp / rows_padded, row = warp % rows_padded;
+  const float2* from = part + static_cast<std::int64_t>(head) * spans * rows_padded + row;
+  float top = -INFINITY, sum = 0.0f;
+  const auto merge = [&](float other_top, float other_sum) {
+    const float high = fmaxf(top, other_top);
+    const float a = top == -INFINITY ? 0.0f : sum * exp2f(top - high);
+    const float b = other_top == -INFINITY ? 0.0f : other_sum * exp2f(other_top - high);
+    // A NaN sum must survive although its maximum may be -inf.
+    sum = a + b + (isnan(sum) || isnan(other_sum) ? NAN : 0.0f);
+    top = high;
+  };
+  for (int span = lane; span < spans; span += 32) {
+    const float2 x = from[static_cast<std::int64_t>(span) * rows_padded];
+    merge(x.x, x.y);
+  }
+  for (int distance = 16; distance > 0; distance /= 2)
+    merge(__shfl_xor_sync(~0u, top, distance), __shfl_xor_sync(~0u, sum, distance));
+  if (lane == 0) {
+    const bool seen = sum > 0.0f;
+    state[warp] = make_float2(seen ? top : 0.0f, seen ? 1.0f / sum : 0.0f);
+    if (not_finite != nullptr && row < rows && !isfinite(sum)) not_finite[head] = 1;
+  }
+}
+
+__global__ void join_columns_kernel(const float* part, float* to, std::int64_t count, int row_blocks, bool maximum) {
+  const auto i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  float x = part[i];
+  for (int block = 1; block < row_blocks; ++block) {
+    const float y = part[block * count + i];
+    x = maximum ? fmaxf(x, y) : x + y;
+  }
+  to[i] = x;
+}
+
+__global__ void join_diagonals_kernel(const float* part, float* to, int q_heads, int tokens, int first_row,
+                                      int row_blocks, int spans) {
+  const int head = static_cast<int>(blockIdx.y);
+  const int offset = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (offset >= tokens) return;
+  float total = 0.0f;
+  for (int block = 0; block < row_blocks; ++block) {
+    const int block_row = first_row + block * kWindowRows;
+    // Spans whose entry for this diagonal, offset - block_row + first_key + kWindowSpan - 1, exists.
+    const int low = max(0, (block_row - offset - (kWindowSpan - 1) + kWindowSpan - 1) / kWindowSpan);
+    for (int span = low; span < spans; ++span) {
+      const int entry = offset - block_row + span * kWindowSpan + kWindowSpan - 1;
+      if (entry >= kWindowDiagonals) break;
+      if (entry >= 0)
+        total += part[((static_cast<std::int64_t>(block) * q_heads + head) * spans + span) * kWindowDiagonals + entry];
+    }
+  }
+  to[static_cast<std::int64_t>(head) * tokens + offset] = total;
+}
+
+unsigned blocks_for(std::int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+
+void launch_pass(int head_dim, const WindowArgs& args, int row_blocks, bool second, cudaStream_t stream) {
+  switch (head_dim) {
+    case 64: return launch_window_pass<64>(args, row_blocks, second, stream);
+    case 96: return launch_window_pass<96>(args, row_blocks, second, stream);
+    case 128: return launch_window_pass<128>(args, row_blocks, second, stream);
+    case 256: return launch_window_pass<256>(args, row_blocks, second, stream);
+    default: throw_cuda(cudaErrorInvalidValue, "window scores: head_dim must be 64, 96, 128 or 256");
+  }
+}
+
+}  // namespace
+
+std::size_t window_scores_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int window, bool diagonals) {
+  return Layout(info, tokens, window, diagonals).total;
+}
+
+void window_scores_cuda(const PrefillInput& input, int window, const WindowScoresOut& out, CudaWorkspace workspace,
+                        cudaStream_t stream) {
+  const LayerInfo& info = input.info;
+  const Layout layout(info, input.q.tokens, window, out.diagonal_sum != nullptr);
+  if (workspace.bytes < layout.total) throw_cuda(cudaErrorMemoryAllocation, "window scores: workspace too small");
+  auto* base = static_cast<unsigned char*>(workspace.data);
+  const bool split = layout.row_blocks > 1;
+
+  WindowArgs args{};
+  args.q = static_cast<const __nv_bfloat16*>(input.q.data);
+  args.k = static_cast<const __nv_bfloat16*>(input.k.data);
+  args.q_head_stride = input.q.head_stride, args.q_token_stride = input.q.token_stride;
+  args.k_head_stride = input.k.head_stride, args.k_token_stride = input.k.token_stride;
+  args.tokens = static_cast<int>(input.q.tokens);
+  args.q_heads = info.q_heads;
+  args.group = info.q_heads_total / info.kv_heads_total;
+  args.head_base = info.q_head_begin;
+  args.kv_base = info.kv_head_begin;
+  args.first_row = args.tokens - layout.rows;
+  args.rows_padded = layout.rows_padded;
+  args.spans = layout.spans;
+  args.scale = info.scale;
+  args.softcap = info.softcap;
+  args.window = info.window;
+  args.row_part = reinterpret_cast<float2*>(base + layout.row_part);
+  args.row_state = reinterpret_cast<float2*>(base + layout.row_state);
+  if (out.column_sum != nullptr)
+    args.column_sum = split ? reinterpret_cast<float*>(base + layout.column_sum) : out.column_sum;
+  if (out.column_max != nullptr)
+    args.column_max = split ? reinterpret_cast<float*>(base + layout.column_max) : out.column_max;
+  if (out.diagonal_sum != nullptr) args.diagonal_part = reinterpret_cast<float*>(base + layout.diagonal);
+
+  launch_pass(info.head_dim, args, layout.row_blocks, false, stream);
+  join_rows_kernel<<<blocks_for(std::int64_t{32} * args.q_heads * args.rows_padded), 256, 0, stream>>>(
+      args.row_part, args.row_state, args.q_heads, layout.rows, args.rows_padded, args.spans, out.not_finite);
+  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_pass(info.head_dim, args, layout.row_blocks, true, stream);
+  const std::int64_t cells = static_cast<std::int64_t>(args.q_heads) * args.tokens;
+  if (split && out.column_sum != nullptr) {
+    join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_sum, out.column_sum, cells,
+                                                               layout.row_blocks, false);
+    LACUNA_CUDA_TRY(cudaGetLastError());
+  }
+  if (split && out.column_max != nullptr) {
+    join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_max, out.column_max, cells,
+                                                               layout.row_blocks, true);
+    LACUNA_CUDA_TRY(cudaGetLastError());
+  }
+  if (out.diagonal_sum != nullptr) {
+    const dim3 grid(blocks_for(args.tokens), static_cast<unsigned>(args.q_heads));
+    join_diagonals_kernel<<<grid, 256, 0, stream>>>(args.diagonal_part, out.diagonal_sum, args.q_heads, args.tokens,
+                                                    args.first_row, layout.row_blocks, args.spans);
+    LACUNA_CUDA_TRY(cudaGetLastError());
+  }
+}
+
+}  // namespace lacuna

@@ -1,0 +1,184 @@
+// The selectors against plain loops: last-window scores, top-k and top-p with ties, tile lists, page bounds, eviction.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "attention/cuda/select_cuda.h"
+#include "tests/attention/cuda/cuda_test_util.h"
+
+namespace lacuna {
+namespace {
+
+using testing::DeviceVector;
+using testing::HeadsOnDevice;
+
+struct WindowCase {
+  int head_dim = 128, q_heads = 4, kv_heads = 2;
+  std::int64_t tokens = 700;
+  int window = 256;
+  int layer_window = 0;
+  float softcap = 0.0f;
+};
+
+void check_window(const WindowCase& c) {
+  SCOPED_TRACE(fmt::format("head_dim {} tokens {} window {} layer window {}", c.head_dim, c.tokens, c.window,
+                           c.layer_window));
+  const HeadsOnDevice q(c.q_heads, c.tokens, c.head_dim, true, 11);
+  const HeadsOnDevice k(c.kv_heads, c.tokens, c.head_dim, true, 12);
+  PrefillInput input;
+  input.q = q.view, input.k = input.v = k.view;
+  LayerInfo& info = input.info;
+  info.q_heads = info.q_heads_total = c.q_heads;
+  info.kv_heads = info.kv_heads_total = c.kv_heads;
+  info.head_dim = c.head_dim;
+  info.scale = 2.0f / std::sqrt(static_cast<float>(c.head_dim));
+  info.window = c.layer_window;
+  info.softcap = c.softcap;
+  const auto n = static_cast<std::size_t>(c.tokens);
+  const auto cells = n * static_cast<std::size_t>(c.q_heads);
+  const DeviceVector<std::uint8_t> workspace(window_scores_workspace_bytes(info, c.tokens, c.window, true));
+  std::vector<float> results[2][3];
+  for (auto& result : results) {
+    const DeviceVector<float> sum(cells), max(cells), diagonal(cells);
+    const DeviceVector<int> bad(std::vector<int>(static_cast<std::size_t>(c.q_heads), 0));
+    window_scores_cuda(input, c.window,
+                       {.column_sum = sum.data(), .column_max = max.data(), .diagonal_sum = diagonal.data(),
+                        .not_finite = bad.data()},
+                       {workspace.data(), workspace.size()}, nullptr);
+    result[0] = sum.download(), result[1] = max.download(), result[2] = diagonal.download();
+    for (const int flag : bad.download()) EXPECT_EQ(flag, 0);
+  }
+  for (int i = 0; i < 3; ++i)
+    ASSERT_EQ(std::memcmp(results[0][i].data(), results[1][i].data(), cells * 4), 0) << "two runs differ";
+
+  const std::int64_t rows = std::min<std::int64_t>(c.window, c.tokens);
+  std::vector<double> weights(n), sum(n), max(n), diagonal(n);
+  for (int h = 0; h < c.q_heads; ++h) {
+    std::fill(sum.begin(), sum.end(), 0.0);
+    std::fill(max.begin(), max.end(), 0.0);
+    std::fill(diagonal.begin(), diagonal.end(), 0.0);
+    for (std::int64_t i = c.tokens - rows; i < c.tokens; ++i) {
+      const std::int64_t first = c.layer_window > 0 ? std::max<std::int64_t>(0, i - c.layer_window + 1) : 0;
+      double total = 0;
+      for (std::int64_t j = first; j <= i; ++j) {
+        double s = 0;
+        for (int x = 0; x < c.head_dim; ++x) s += static_cast<double>(q.row(h, i)[x]) * k.row(info.kv_head_of(h), j)[x];
+        s *= info.scale;
+        if (c.softcap > 0) s = c.softcap * std::tanh(s / c.softcap);
+        total += weights[static_cast<std::size_t>(j)] = std::exp(s);
+      }
+      for (std::int64_t j = first; j <= i; ++j) {
+        const double p = weights[static_cast<std::size_t>(j)] / total;
+        sum[static_cast<std::size_t>(j)] += p;
+        max[static_cast<std::size_t>(j)] = std::max(max[static_cast<std::size_t>(j)], p);
+        diagonal[static_cast<std::size_t>(i - j)] += p;
+      }
+    }
+    const std::vector<double>* expected[3] = {&sum, &max, &diagonal};
+    for (int o = 0; o < 3; ++o)
+      for (std::size_t t = 0; t < n; ++t)
+        ASSERT_NEAR(results[0][o][static_cast<std::size_t>(h) * n + t], (*expected[o])[t],
+                    2e-5 * (*expected[o])[t] + 1e-7)
+            << "head " << h << " output " << o << " at " << t;
+  }
+}
+
+TEST(WindowScoresCuda, MatchPlainLoops) {
+  for (const int d : {64, 96, 128, 256}) check_window({.head_dim = d});
+  for (const std::int64_t tokens : {1, 17, 255, 256, 257, 600})
+    for (const int window : {1, 64, 300}) check_window({.q_heads = 2, .kv_heads = 1, .tokens = tokens, .window = window});
+  check_window({.tokens = 500, .window = 200, .layer_window = 90, .softcap = 20.0f});
+}
+
+TEST(WindowScoresCuda, ReportsNotFinite) {
+  const HeadsOnDevice q(2, 300, 64, false, 1), k(1, 300, 64, false, 2);
+  const BFloat16 nan{0x7FC0};
+  LACUNA_CUDA(cudaMemcpy(static_cast<BFloat16*>(q.view.data) + q.view.head_stride + 290 * q.view.token_stride, &nan, 2,
+                         cudaMemcpyHostToDevice));
+  PrefillInput input;
+  input.q = q.view, input.k = input.v = k.view;
+  input.info.q_heads = input.info.q_heads_total = 2;
+  input.info.kv_heads = input.info.kv_heads_total = 1;
+  input.info.head_dim = 64;
+  const DeviceVector<std::uint8_t> workspace(window_scores_workspace_bytes(input.info, 300, 64, false));
+  const DeviceVector<float> sum(std::size_t{600});
+  const DeviceVector<int> bad(std::vector<int>{0, 0});
+  window_scores_cuda(input, 64, {.column_sum = sum.data(), .not_finite = bad.data()},
+                     {workspace.data(), workspace.size()}, nullptr);
+  EXPECT_EQ(bad.download(), (std::vector<int>{0, 1}));
+}
+
+/// k best by (score descending, index ascending); with mass the smallest prefix above it, at least k.
+std::vector<std::int32_t> best(std::vector<float> scores, int n, int k, int first, int last, float mass) {
+  std::vector<std::int32_t> order(static_cast<std::size_t>(n));
+  std::iota(order.begin(), order.end(), 0);
+  const auto forced = [&](std::int32_t i) { return i < first || i >= n - last; };
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    if (forced(a) != forced(b)) return forced(a);
+    if (forced(a)) return false;
+    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+  });
+  double total = 0, sum = 0;
+  for (int i = 0; i < n; ++i) total += scores[static_cast<std::size_t>(i)];
+  std::size_t count = 0;
+  while (count < order.size() && (static_cast<int>(count) < k || (mass >= 0 && !(sum > mass * total))))
+    sum += scores[static_cast<std::size_t>(order[count++])];
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+void check_top(int n, int k, int first, int last, float mass, int levels) {
+  SCOPED_TRACE(fmt::format("n {} k {} first {} last {} mass {} levels {}", n, k, first, last, mass, levels));
+  constexpr int kRows = 3;
+  const auto stride = static_cast<std::size_t>(n + 5);
+  std::vector<float> scores(kRows * stride, 1e30f);
+  std::vector<std::int32_t> row_n;
+  std::uint64_t state = static_cast<std::uint64_t>(n * 31 + k);
+  for (int r = 0; r < kRows; ++r) {
+    row_n.push_back(r == 1 ? n / 2 : n);
+    for (int i = 0; i < n; ++i) {
+      state = state * 6364136223846793005ull + 1442695040888963407ull;
+      const int value = static_cast<int>((state >> 33) % static_cast<std::uint64_t>(levels));
+      // Top-p on integers, so that sums are exact; signs only without mass.
+      scores[static_cast<std::size_t>(r) * stride + static_cast<std::size_t>(i)] =
+          static_cast<float>(mass >= 0 ? value : value - levels / 2);
+    }
+  }
+  const DeviceVector<float> device_scores(scores);
+  const DeviceVector<std::int32_t> device_n(row_n), indices(kRows * stride), counts(static_cast<std::size_t>(kRows));
+  TopKParams params;
+  params.scores = device_scores.data(), params.score_stride = static_cast<std::int64_t>(stride);
+  params.rows = kRows, params.n = n, params.row_n = device_n.data(), params.k = k;
+  params.first = first, params.last = last, params.mass = mass;
+  params.indices = indices.data(), params.index_stride = static_cast<std::int64_t>(stride), params.counts = counts.data();
+  top_k_cuda(params, nullptr);
+  const auto got = indices.download();
+  const auto got_counts = counts.download();
+  for (int r = 0; r < kRows; ++r) {
+    const auto at = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * stride);
+    const auto expected = best({scores.begin() + at, scores.end()}, row_n[static_cast<std::size_t>(r)], k,
+                               first, last, mass);
+    const auto count = static_cast<std::ptrdiff_t>(got_counts[static_cast<std::size_t>(r)]);
+    ASSERT_EQ(static_cast<std::size_t>(count), expected.size()) << "row " << r;
+    ASSERT_TRUE(std::equal(expected.begin(), expected.end(), got.begin() + at)) << "row " << r;
+  }
+}
+
+TEST(TopKCuda, TiesGoToTheLowerIndex) {
+  for (const int n : {1, 5, 100, 1024, 1025, 5000, 20000})
+    for (const int levels : {1, 3, 50, 1000000})
+      for (const int k : {0, 1, 7, n / 3, n, n + 10}) check_top(n, k, 0, 0, -1.0f, levels);
+}
+TEST(TopKCuda, ForcedEnds) {
+  for (const int n : {3, 200, 3000, 17000}) check_top(n, std::max(150, n / 10), 4, 128, -1.0f, 20);
+}
+TEST(TopKCuda, Mass) {
+  for (const int n : {10, 900, 18000})
+    for (const float mass : {0.0f, 0.3f, 0.5f, 0.9f, 1.0f})
+      for (const int levels : {1, 2, 30, 1000}) check_top(n, std::min(n, 5), 4, 0, mass, levels);
+}
+
+}  // namespace
+}  // namespace lacuna
