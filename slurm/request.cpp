@@ -4,8 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
-#include <queue>
+#include <limits>
 
 #include "core/error.h"
 #include "core/text.h"
@@ -15,6 +14,8 @@ namespace {
 
 /// Share of GPU time that must be in use for a request to pass.
 constexpr double kLeastUtilisation = 0.5;
+/// What a proposal should reach.
+constexpr double kGoodUtilisation = 0.8;
 /// Journal line, row of results.h5 and texts of one sample.
 constexpr double kBytesPerSample = 4096;
 constexpr double kLeastFreeBytes = 64.0 * 1024 * 1024;
@@ -71,21 +72,50 @@ std::string shape_text(int nodes, int gpus) {
   return fmt::format("--nodes {} --gpus-per-node {}", nodes, gpus);
 }
 
-/// The largest request at or below this one that keeps at least 80 % of its GPUs busy.
-std::string better_shape(const SlurmOptions& options, const StudyDemand& demand) {
-  for (int array = options.array; array >= 1; --array) {
-    for (int nodes = options.nodes; nodes >= 1; --nodes) {
-      const int least = nodes > 1 ? options.gpus_per_node : 1;
-      for (int gpus = options.gpus_per_node; gpus >= least; --gpus) {
-        const bool fits = std::all_of(demand.models.begin(), demand.models.end(),
-                                      [&](const auto& m) { return m.tp <= nodes * gpus; });
-        if (fits && expected_utilisation(demand, nodes, gpus, array) >= 0.8) {
-          return shape_text(nodes, gpus) + (options.array > 1 ? fmt::format(" --array {}", array) : "");
+bool fits_teams(const StudyDemand& demand, int nodes, int gpus_per_node) {
+  return std::all_of(demand.models.begin(), demand.models.end(),
+                     [&](const auto& m) { return m.tp <= nodes * gpus_per_node; }) &&
+         fillable_gpus(demand, gpus_per_node) == gpus_per_node;
+}
+
+/// The request that ends first while it keeps most of its GPUs busy; of equals the one with the fewest GPUs.
+/// Nodes have at most as many GPUs as asked for.
+std::string better_request(const SlurmOptions& options, const StudyDemand& demand, long long jobs) {
+  int widest = 1;
+  for (const auto& model : demand.models) widest = std::max(widest, model.tp);
+  const int enough_nodes = (widest + options.gpus_per_node - 1) / options.gpus_per_node;
+  const int most_array = static_cast<int>(std::min<long long>(options.array, jobs));
+  struct {
+    double makespan = std::numeric_limits<double>::infinity();
+    long long gpus = 0;
+    int nodes = 0, per_node = 0, array = 1;
+  } best;
+  // Near to what was asked first; then more nodes, then less well used.
+  const struct {
+    int nodes;
+    double utilisation;
+  } limits[] = {{std::max(options.nodes, enough_nodes), kGoodUtilisation},
+                {std::max(options.nodes, enough_nodes), kLeastUtilisation},
+                {std::max(options.nodes, widest), kLeastUtilisation}};
+  for (const auto& limit : limits) {
+    for (int array = 1; array <= most_array; ++array) {
+      for (int nodes = 1; nodes <= limit.nodes; ++nodes) {
+        for (int per_node = options.gpus_per_node; per_node >= 1; --per_node) {
+          if (!fits_teams(demand, nodes, per_node)) continue;
+          if (expected_utilisation(demand, nodes, per_node, array) < limit.utilisation) continue;
+          const double makespan = shortest_makespan(demand, nodes, per_node, array);
+          const long long gpus = static_cast<long long>(nodes) * per_node * array;
+          const bool better = makespan < best.makespan * (1 - 1e-9);
+          const bool equal = makespan <= best.makespan * (1 + 1e-9);
+          if (better || (equal && gpus < best.gpus)) best = {makespan, gpus, nodes, per_node, array};
         }
       }
     }
+    if (best.nodes > 0) break;
   }
-  return shape_text(1, 1);
+  if (best.nodes == 0) return fmt::format("nodes with {} GPUs", widest);
+  return shape_text(best.nodes, best.per_node) +
+         (options.array > 1 ? fmt::format(" --array {}", best.array) : "");
 }
 
 void check_memory(const SlurmOptions& options, const ModelDemand& model) {
@@ -121,47 +151,47 @@ double expected_hours(const StudyDemand& demand, int nodes, int gpus_per_node, i
 std::vector<std::string> check_study(const SlurmOptions& options, const StudyDemand& demand,
                                      bool allow_idle) {
   std::vector<std::string> remarks;
+  const auto limit = parse_time(options.time, "--time");
   long long jobs = 0;
+  for (const auto& model : demand.models) jobs += model.jobs;
+  LACUNA_REQUIRE(jobs > 0, "nothing is left to run: every sample of this study is finished");
   for (const auto& model : demand.models) {
-    jobs += model.jobs;
-    const int ranks = options.ranks();
-    LACUNA_REQUIRE(
-        model.tp <= ranks, "model '{}' needs tp {}, but {} node(s) x {} GPU(s) are only {} ranks; use {}",
-        model.name, model.tp, options.nodes, options.gpus_per_node, ranks,
-        shape_text(std::max(options.nodes, (model.tp + options.gpus_per_node - 1) / options.gpus_per_node),
-                   options.gpus_per_node));
+    LACUNA_REQUIRE(model.tp <= options.ranks(),
+                   "model '{}' needs tp {}, but {} node(s) x {} GPU(s) are only {} ranks; use {}", model.name,
+                   model.tp, options.nodes, options.gpus_per_node, options.ranks(),
+                   better_request(options, demand, jobs));
     check_memory(options, model);
     if (model.tp > options.gpus_per_node) {
       remarks.push_back(
           fmt::format("model '{}': its teams of {} span nodes of {} GPUs; one node with {} would be faster",
                       model.name, model.tp, options.gpus_per_node, model.tp));
     }
-    const auto limit = parse_time(options.time, "--time");
     const double longest = model.longest_job_seconds + options.signal_seconds;
     LACUNA_REQUIRE(
         !limit || !demand.times_known || longest <= static_cast<double>(*limit),
-        "model '{}': its longest job takes about {}, which never ends within --time {} (less the {} s of "
-        "warning); use --time {}",
+        "model '{}': its longest job takes about {}, which never ends within --time {} (less the {} s "
+        "of warning); use --time {}",
         model.name, format_seconds(model.longest_job_seconds), options.time, options.signal_seconds,
         format_time(static_cast<long long>(longest * 2)));
   }
-  LACUNA_REQUIRE(jobs > 0, "nothing is left to run: every sample of this study is finished");
-  LACUNA_REQUIRE(options.array <= jobs, "--array {}: the study has only {} jobs; use --array {}",
-                 options.array, jobs, jobs);
+  LACUNA_REQUIRE(options.array <= jobs, "--array {}: the study has only {} jobs; use {}", options.array, jobs,
+                 better_request(options, demand, jobs));
+  if (allow_idle) return remarks;
 
   const int usable = fillable_gpus(demand, options.gpus_per_node);
+  if (usable < options.gpus_per_node) {
+    throw_usage(
+        "{} of the {} GPUs of every node would idle: teams of tp {} do not fill them; use {} (or "
+        "--allow-idle)",
+        options.gpus_per_node - usable, options.gpus_per_node, demand.models.front().tp,
+        better_request(options, demand, jobs));
+  }
   const double utilisation =
       expected_utilisation(demand, options.nodes, options.gpus_per_node, options.array);
-  if (!allow_idle && usable < options.gpus_per_node) {
-    throw_usage(
-        "{} of the {} GPUs of every node would idle: no teams of tp {} fill them; use --gpus-per-node {} (or "
-        "--allow-idle)",
-        options.gpus_per_node - usable, options.gpus_per_node, demand.models.front().tp, usable);
-  }
-  if (!allow_idle && utilisation < kLeastUtilisation) {
+  if (utilisation < kLeastUtilisation) {
     throw_usage(
         "{} GPUs would be busy only {:.0f} % of the time: the study has {} jobs; use {} (or --allow-idle)",
-        options.ranks() * options.array, utilisation * 100, jobs, better_shape(options, demand));
+        options.ranks() * options.array, utilisation * 100, jobs, better_request(options, demand, jobs));
   }
   return remarks;
 }

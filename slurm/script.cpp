@@ -196,7 +196,7 @@ std::string run_script_text(const Study& study, const SlurmOptions& options) {
         "# All cores and GPUs of the job are given to each rank here; rank.sh chooses its own of them.");
     script.line("launch=(srun --mpi=pmix --ntasks=$((SLURM_JOB_NUM_NODES * ranks_per_node))");
     script.line(
-        "  --ntasks-per-node=\"$ranks_per_node\" --cpus-per-task={} --cpu-bind=none --gpu-bind=none "
+        "  --ntasks-per-node=\"$ranks_per_node\" --cpus-per-task={} --cpu-bind=none "
         "--kill-on-bad-exit=1)",
         cpus);
   } else {

@@ -31,10 +31,14 @@ allowed=$(
   done | sort -n -k1,1 -k2,2 | cut -d' ' -f2
 )
 
-# near_gpu GPU: those of them on the same NUMA node as the GPU; all, where the machine does not say.
+# near_gpu GPU: those of them on the same NUMA node as the GPU (an index or a UUID); all, where the machine does not say.
+bus_ids=
+if [ ${#gpus[@]} -gt 0 ]; then
+  bus_ids=$(nvidia-smi --query-gpu=index,uuid,pci.bus_id --format=csv,noheader 2>/dev/null || true)
+fi
 near_gpu() {
   local bus cpus near
-  bus=$(nvidia-smi --id="$1" --query-gpu=pci.bus_id --format=csv,noheader 2>/dev/null | tr '[:upper:]' '[:lower:]')
+  bus=$(awk -F', *' -v gpu="$1" '$1 == gpu || $2 == gpu { print tolower($3) }' <<<"$bus_ids")
   # nvidia-smi writes the PCI domain with eight digits, the kernel with four.
   cpus=$(cat "$sys/bus/pci/devices/${bus#0000}/local_cpulist" 2>/dev/null || true)
   near=$(grep -Fxf <(expand "$cpus") <<<"$allowed" || true)

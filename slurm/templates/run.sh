@@ -11,11 +11,14 @@ note() {
   printf '%(%F %T)T %s\n' -1 "$*" >"$state_folder/$job.note" || true
 }
 
-# Reports of the job as Slurm sees it: job_field JobState, job_field Reason.
+# A field of the job as Slurm sees it now: job_field JobState, job_field Reason.
 job_field() {
-  local try
+  local try value
   for try in 1 2 3 4 5; do
-    if scontrol -o show job "$job" 2>/dev/null | grep -oE "(^| )$1=[^ ]*" | head -n 1 | cut -d= -f2 | grep .; then
+    value=$(scontrol -o show job "$job" 2>/dev/null | grep -oE -m 1 " $1=[^ ]*")
+    value=${value%%$'\n'*}
+    if [ -n "$value" ]; then
+      echo "${value#*=}"
       return
     fi
     sleep "$try"
@@ -106,11 +109,11 @@ if [ "$stalls" -ge "$max_stalls" ]; then
 fi
 why="exit code $code"
 if [ -n "$warned" ]; then why="SIG$warned"; fi
+note "work is left (after $why, $after samples): back in the queue"
 if ! scontrol requeue "$job"; then
   note "work is left, but Slurm does not allow a requeue; continue with: sbatch $script"
   exit 75
 fi
-note "work is left (after $why, $after samples): back in the queue"
 # Slurm ends this script now; should it take its time, do not report an end of our own.
 sleep 120 &
 wait $!

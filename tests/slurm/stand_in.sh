@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A stand-in for `lacuna run` with the same manners and no models, so that the batch script's rules can be tested in
 # seconds:  stand_in.sh run SWEEP --out DIR [--shard i/n]
+#   stand_in.sh merge|analyze DIR
 #   Ranks share the samples; each finished one is a line in DIR/journal/. USR2 and TERM: finish the sample, exit 75.
 #   The marker is written when every sample of this launch is there. Started again, it runs only what is missing.
 # Settings come from the environment (lacuna sbatch --env ...):
@@ -9,7 +10,10 @@
 #   STAND_IN_EXIT=3      exit code of the finished run; 2 exits at once
 #   STAND_IN_STUCK=yes   never finishes a sample
 set -uo pipefail
-[ "$1" = run ] || { echo "stand-in: only run" >&2; exit 2; }
+if [ "$1" != run ]; then  # merge and analyze only leave word that they were here
+  printf '%s ' "$1" >>"$2/verbs"
+  exit 0
+fi
 shift 2
 out='' shard=
 while [ $# -gt 0 ]; do
@@ -37,7 +41,7 @@ mkdir -p "$out/journal"
 stop=no
 trap 'stop=yes' USR2 TERM
 done_lines() { cat "$out"/journal/*.jsonl 2>/dev/null | grep -c . || true; }
-is_done() { cat "$out"/journal/*.jsonl 2>/dev/null | grep -q "\"sample\":$1,"; }
+is_done() { grep -qs "\"sample\":$1," "$out"/journal/*.jsonl; }
 echo "rank $rank of $ranks on ${SLURMD_NODENAME:-?} gpu ${CUDA_VISIBLE_DEVICES:-none} shard ${shard:-none}"
 place=0
 missing() {
@@ -48,8 +52,9 @@ missing() {
 for ((sample = first; sample < samples; sample += step, place++)); do
   if [ $((place % ranks)) -ne "$rank" ] || is_done "$sample"; then continue; fi
   if [ "$stop" = yes ]; then exit 75; fi
-  sleep "$seconds" &
-  while ! wait $!; do :; done 2>/dev/null
+  # Launchers signal the whole process group: the sample in hand must not be cut short by that.
+  (trap '' USR2 TERM; exec sleep "$seconds") &
+  while kill -0 $! 2>/dev/null; do wait $!; done
   if [ "$stuck" = yes ]; then sample=$((sample - step)) place=$((place - 1)); continue; fi
   echo "{\"sample\":$sample,\"rank\":$rank,\"job\":\"${SLURM_JOB_ID:-}\",\"start\":${SLURM_RESTART_COUNT:-0}}" >>"$out/journal/$tag.$rank.jsonl"
   if [ "$kill_at" -gt 0 ] && [ "$rank" -eq 0 ] && [ "$(done_lines)" -ge "$kill_at" ] && mkdir "$out/killed" 2>/dev/null; then kill -KILL $$; fi

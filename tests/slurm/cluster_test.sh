@@ -1,0 +1,289 @@
+#!/usr/bin/env bash
+# The batch script on a real Slurm: a test cluster is started, scenarios run side by side on it, and it is stopped again.
+#
+#   tests/slurm/cluster_test.sh [--lacuna FILE] [--keep] [SCENARIO ...]
+#
+# Without names, those of the quick set run; "slow" adds the long ones. What runs inside the jobs is stand_in.sh, but
+# for the scenarios called real_*. Exit code 77: no cluster can be started here.
+# shellcheck disable=SC2317  # scenarios are called by name, the rest from a trap
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+lacuna=${LACUNA_BIN:-}
+keep=no
+quick=(mpirun srun odd_path limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck
+  cancel_and_resume array refusals)
+slow=(hard_limit)
+chosen=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --lacuna) lacuna=$2; shift ;;
+    --keep) keep=yes ;;
+    slow) chosen+=("${slow[@]}") ;;
+    quick) chosen+=("${quick[@]}") ;;
+    *) chosen+=("$1") ;;
+  esac
+  shift
+done
+if [ ${#chosen[@]} -eq 0 ]; then chosen=("${quick[@]}"); fi
+if [ ! -x "$lacuna" ]; then echo "cluster_test.sh: no program: set LACUNA_BIN or give --lacuna FILE" >&2; exit 2; fi
+lacuna=$(realpath "$lacuna")
+
+work=$(mktemp -d /tmp/lacuna-slurm-test.XXXXXX)
+cluster=$work/cluster
+stop_cluster() {
+  if [ -e "$cluster/slurm.conf" ]; then "$root/slurm/testbed/stop.sh" "$cluster"; fi
+  mountpoint -q "$work/small" && umount "$work/small"
+  if [ "$keep" = no ]; then rm -rf "$work"; fi
+}
+"$root/slurm/testbed/start.sh" --nodes 4 --cpus 32 --gpus 16 --memory 16384 "$cluster"
+code=$?
+if [ $code -ne 0 ]; then
+  rm -rf "$work"
+  exit $code
+fi
+trap stop_cluster EXIT
+# shellcheck source=/dev/null
+source "$cluster/env.sh"
+export LACUNA_SLURM_SITE=$work/no-site-file
+cd "$work" || exit 1
+
+# --- a sweep that `lacuna sbatch` can read; the stand-in does not look into it ----------------------------------------
+mkdir model
+echo '{"model_type": "qwen2"}' >model/config.json
+cat >sweep.yaml <<'EOF'
+name: stand-in
+models: [{name: tiny, path: model, tp: 1}]
+tasks: [ruler_niah]
+lengths: [1024]
+strategies: [dense]
+samples: 40
+EOF
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+# check WHAT GOT WANTED
+check() {
+  if [ "$2" = "$3" ]; then
+    echo "ok   $name: $1"
+  else
+    echo "FAIL $name: $1: '$2' instead of '$3'"
+    touch "$work/failed.$name"
+  fi
+}
+field() { scontrol -o show job "$1" 2>/dev/null | head -n 1 | grep -oE "(^| )$2=[^ ]*" | head -n 1 | cut -d= -f2; }
+# await SECONDS COMMAND...: until it succeeds
+await() {
+  local end=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    if [ "$SECONDS" -ge "$end" ]; then
+      echo "     $name: gave up waiting for: $*"
+      return 1
+    fi
+    sleep 0.3
+  done
+}
+has_ended() { case $(field "$1" JobState) in COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL) return 0 ;; *) return 1 ;; esac; }
+lines() { cat "$1"/journal/*.jsonl 2>/dev/null | wc -l; }
+has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
+is_running() { [ "$(field "$1" JobState)" = RUNNING ]; }
+# Every sample once: "40 samples, 0 twice"
+samples_of() {
+  cat "$1"/journal/*.jsonl | grep -oE '"sample":[0-9]+' | sort | uniq -c | awk '{ n++; if ($1 > 1) twice++ } END { printf "%d samples, %d twice", n, twice }'
+}
+# submit OUT [ARG ...]: the stand-in on 2 nodes of pair 1 with 2 ranks each, unless told otherwise
+submit() {
+  local out=$1
+  shift
+  "$lacuna" sbatch sweep.yaml --out "$out" --program "$here/stand_in.sh" --nodes 2 --gpus-per-node 2 --cpus-per-gpu 1 \
+    --constraint pair1 --time 5 --env STAND_IN_SAMPLES=40 --submit "$@" 2>>"$work/$name.err"
+}
+starts() { cat "$1"/slurm/*.log | grep -c ', start '; }
+
+# --- scenarios --------------------------------------------------------------------------------------------------------
+scenario_mpirun() {
+  local job
+  job=$(submit "$name.out")
+  await 60 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  check "one log per rank" "$(find "$name.out/slurm/logs/$job" -name 'rank-*.log' | wc -l)" 4
+  check "each rank its own GPU of its node" "$(cat "$name.out/slurm/logs/$job"/rank-*.log | grep -oE 'on node. gpu [0-9]+' | sort | uniq -c | awk '$1 == 1' | wc -l)" 4
+  check "status" "$("$lacuna" status "$name.out" 2>/dev/null | grep -c "Slurm job $job: completed; last: .*finished")" 1
+}
+scenario_srun() {
+  local job
+  job=$(submit "$name.out" --launcher srun)
+  await 60 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  check "each rank its own GPU of its node" "$(cat "$name.out/slurm/logs/$job"/rank-*.log | grep -oE 'on node. gpu [0-9]+' | sort | uniq -c | awk '$1 == 1' | wc -l)" 4
+}
+scenario_odd_path() {
+  local job out="$work/it's a \"name\" with \$HOME, 100% odd"
+  # shellcheck disable=SC2016  # nothing shall expand
+  job=$(submit "$out" --env 'ODD=a "b" $c '"'d'" --nodes 1 --sbatch-arg "--mail-user=a b")
+  await 60 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "samples" "$(samples_of "$out")" "40 samples, 0 twice"
+  check "log folder" "$(find "$out/slurm" -maxdepth 1 -name "$job.log" | wc -l)" 1
+}
+# The limit strikes twice: --time 1 with a warning 60 s before means a warning at the first check (within 30 s).
+scenario_limit() {
+  local job
+  job=$(submit "$name.out" --time 1 --signal USR2@60 --env STAND_IN_SECONDS=5.5)
+  await 170 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  check "struck at least twice" "$(grep -c 'got SIGUSR2' "$name.out/slurm/$job.log" | sed 's/[2-9]/>1/')" ">1"
+  check "the same job id throughout" "$(find "$name.out/slurm" -maxdepth 1 -name '*.log' | wc -l)" 1
+}
+scenario_term_limit() {
+  local job
+  job=$(submit "$name.out" --time 1 --signal TERM@60 --env STAND_IN_SECONDS=3.5 --launcher srun)
+  await 120 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  check "struck" "$(grep -c 'got SIGTERM' "$name.out/slurm/$job.log" | sed 's/[1-9]/>0/')" ">0"
+}
+scenario_preempted_and_node_down() {
+  local job urgent
+  job=$(submit "$name.out" --constraint pair2 --env STAND_IN_SECONDS=0.8)
+  await 30 has_lines "$name.out" 4
+  urgent=$(sbatch --parsable -p urgent -C pair2 -N 2 --exclusive --mem=1 --output=/dev/null --wrap 'sleep 1')
+  await 30 has_ended "$urgent"
+  check "preempted" "$(field "$job" Restarts)" 1
+  await 30 has_lines "$name.out" 20
+  scontrol update nodename=node4 state=down reason=test
+  sleep 1
+  scontrol update nodename=node4 state=resume 2>/dev/null  # an error when it came back by itself
+  await 60 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "starts" "$(starts "$name.out")" 3
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  check "status" "$("$lacuna" status "$name.out" 2>/dev/null | grep -c 'requeued 2 times')" 1
+}
+scenario_rank_killed() {
+  local job
+  job=$(submit "$name.out" --env STAND_IN_KILL_AT=10)
+  await 60 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "killed" "$(test -d "$name.out/killed" && echo yes)" yes
+  check "starts" "$(starts "$name.out")" 2
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+}
+scenario_some_failed() {
+  local job
+  job=$(submit "$name.out" --env STAND_IN_EXIT=3 --launcher srun)
+  await 60 has_ended "$job"
+  check "state and exit code" "$(field "$job" JobState) $(field "$job" ExitCode)" "FAILED 3:0"
+  check "starts" "$(starts "$name.out")" 1
+}
+scenario_wrong_input() {
+  local job
+  job=$(submit "$name.out" --env STAND_IN_EXIT=2)
+  await 60 has_ended "$job"
+  check "state and exit code" "$(field "$job" JobState) $(field "$job" ExitCode)" "FAILED 2:0"
+  check "starts" "$(starts "$name.out")" 1
+  check "why" "$("$lacuna" status "$name.out" 2>/dev/null | grep -c 'wrong input')" 1
+}
+scenario_stuck() {
+  local job
+  job=$(submit "$name.out" --env STAND_IN_STUCK=yes --env STAND_IN_SECONDS=0.2 --max-stalls 2)
+  for start in 1 2; do
+    await 30 has_lines_in_log "$name.out" "$start"
+    scancel --batch --signal=USR2 "$job"
+  done
+  await 60 has_ended "$job"
+  check "state and exit code" "$(field "$job" JobState) $(field "$job" ExitCode)" "FAILED 1:0"
+  check "why" "$("$lacuna" status "$name.out" 2>/dev/null | grep -c 'gave up: 2 starts in a row finished no sample')" 1
+}
+# The ranks of start N are up (their trap is set once they have said who they are).
+has_lines_in_log() { [ "$(cat "$1"/slurm/logs/*/rank-0000.log 2>/dev/null | grep -c 'rank 0 of')" -ge "$2" ]; }
+scenario_cancel_and_resume() {
+  local job other cancelled again
+  # Somebody else's job with the same name must survive.
+  other=$(sbatch --parsable --job-name="lacuna-$name.out" --comment=lacuna:other --output=/dev/null -n1 --mem=1 -C pair1 --wrap 'sleep 60')
+  job=$(submit "$name.out" --env STAND_IN_SECONDS=1)
+  await 30 has_lines "$name.out" 4
+  check "a second submission is refused" "$(submit "$name.out" --env STAND_IN_SECONDS=1 || echo refused)" refused
+  cancelled=$("$lacuna" sbatch --cancel "$name.out" 2>/dev/null)
+  check "cancelled" "$cancelled" "$job"
+  await 30 has_ended "$job"
+  sleep 4
+  check "stays cancelled" "$(field "$job" JobState)" CANCELLED
+  check "the other job runs on" "$(field "$other" JobState)" RUNNING
+  check "nothing more to cancel" "$("$lacuna" sbatch --cancel "$name.out" 2>/dev/null)" ""
+  scancel "$other"
+  again=$(submit "$name.out" --nodes 1)
+  await 60 has_ended "$again"
+  check "resumed" "$(field "$again" JobState)" COMPLETED
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+}
+scenario_array() {
+  local jobs run merge
+  mapfile -t jobs < <(submit "$name.out" --nodes 1 --array 4 --env STAND_IN_KILL_AT=25)
+  run=${jobs[0]:-} merge=${jobs[1]:-}
+  await 90 has_ended "$merge"
+  check "array" "$(scontrol -o show job "$run" | grep -c JobState=COMPLETED)" 4
+  check "merge job after it" "$(field "$merge" JobState) $(cat "$name.out/verbs")" "COMPLETED merge analyze "
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  check "each part has its marker" "$(find "$name.out" -name 'COMPLETE.*-of-4' | wc -l)" 4
+}
+# refused WHAT PATTERN ARG...: exits non-zero, says PATTERN, submits nothing
+refused() {
+  local what=$1 pattern=$2 code=0
+  shift 2
+  "$lacuna" sbatch "$@" --program "$here/stand_in.sh" --submit >refused.out 2>refused.err || code=$?
+  check "$what: exit code" "$((code > 0))" 1
+  check "$what: no job" "$(cat refused.out)" ""
+  grep -qE "$pattern" refused.err || check "$what: message" "$(cat refused.err)" "$pattern"
+}
+scenario_refusals() {
+  refused "wrong partition" "unknown partition 'debgu'; did you mean 'debug'" sweep.yaml --out r1 --partition debgu
+  refused "impossible GPU count" "gpus-per-node 17.* has 16 GPUs; use --nodes 2 --gpus-per-node 16" sweep.yaml --out r1 --gpus-per-node 17
+  refused "too many nodes" "use --nodes 4" sweep.yaml --out r1 --nodes 5 --gpus-per-node 1
+  refused "idle GPUs" "busy only .* use --nodes" sweep.yaml --out r1 --nodes 4 --gpus-per-node 16 samples=5
+  refused "missing model" "model 'tiny': nowhere has no config.json" sweep.yaml --out r1 models.0.path=nowhere
+  refused "tp too large" "needs tp 4, but .* use --nodes [0-9]+ --gpus-per-node 1" sweep.yaml --out r1 models.0.tp=4
+  refused "time beyond the partition" "allows at most 7-00:00:00" sweep.yaml --out r1 --time 8-0
+  refused "what only Slurm knows" "account|Account|qos|QOS|feature" sweep.yaml --out r1 --constraint no_such_feature
+  refused "SIGUSR1" "NCCL" sweep.yaml --out r1 --signal USR1@60
+  refused "misspelt key" "sweep.yaml|did you mean" sweep.yaml --out r1 smaples=3
+  # A full disk: 64 KiB are gone with the first file.
+  mkdir -p small
+  if mount -t tmpfs -o size=96k lacuna-small small 2>/dev/null; then
+    refused "full disk" "only .* free" sweep.yaml --out small/out
+    umount small
+  else
+    echo "     $name: no tmpfs here, full disk not tried"
+  fi
+  check "nothing was submitted" "$(squeue -h -t all -n lacuna-r1 -o %i)" ""
+}
+# A sample longer than the warning: the limit itself strikes (TERM, then KILL); the job still goes back into the queue,
+# and gives up when that happens again and again.
+scenario_hard_limit() {
+  local job
+  job=$(submit "$name.out" --time 1 --signal USR2@1 --nodes 1 --gpus-per-node 1 --max-stalls 2 --env STAND_IN_SECONDS=200)
+  await 280 has_ended "$job"
+  check "restarts" "$(field "$job" Restarts)" 1
+  check "why" "$(grep -c 'gave up: 2 starts in a row' "$name.out/slurm/state/$job.note")" 1
+}
+
+# --- run them -----------------------------------------------------------------------------------------------------------
+for name in "${chosen[@]}"; do
+  "scenario_$name" >"$work/$name.result" 2>&1 &
+done
+for _ in "${chosen[@]}"; do wait -n; done
+status=0
+for name in "${chosen[@]}"; do
+  cat "$work/$name.result"
+  if grep -q '^ok ' "$work/$name.result" && [ ! -e "$work/failed.$name" ]; then continue; fi
+  status=1
+  echo "---- $name: what lacuna sbatch and the batch script said"
+  tail -n 5 "$work/$name.err" 2>/dev/null
+  tail -n 25 "$work/$name.out"/slurm/*.log 2>/dev/null
+done
+if [ $status -ne 0 ]; then keep=yes && echo "kept: $work"; fi
+echo "${#chosen[@]} scenarios in $SECONDS s"
+exit $status
