@@ -179,15 +179,13 @@ class Writer {
     for (const Prediction& p : a_.scaling.predictions) {
       const bool only = !p.request.task.empty();
       if (p.task >= 0 && !only && count_of_tasks(p) > 1) continue;  // the mean follows
-      out_.push_back(
-          {"Prediction",
-           fmt::format("{} at {} tokens and {:g}x compression ({}): score {:.3f} [{:.3f}, {:.3f}]",
-                       p.request.model, length_label(std::llround(p.request.length)), p.request.compression,
-                       name_of(p.phase), p.score, p.mean.low, p.mean.high),
-           (std::isnan(p.observation.low) ? std::string()
-                                          : fmt::format("A measured cell would lie in [{:.3f}, {:.3f}]. ",
-                                                        p.observation.low, p.observation.high)) +
-               (p.warning.empty() ? "" : "Careful, it " + p.warning + ".")});
+      out_.push_back({"Prediction",
+                      fmt::format("{} at {} tokens and {:g}x compression ({}): score {:.3f} [{:.3f}, {:.3f}]",
+                                  p.request.model, length_label(std::llround(p.request.length)),
+                                  p.request.compression, name_of(p.phase), p.score, p.mean.low, p.mean.high),
+                      fmt::format("A measured cell would lie in [{:.3f}, {:.3f}]. ", p.observation.low,
+                                  p.observation.high) +
+                          (p.warning.empty() ? "" : "Careful, it " + p.warning + ".")});
     }
   }
 

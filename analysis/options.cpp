@@ -119,7 +119,7 @@ void AnalysisOptions::check() const {
   LACUNA_REQUIRE(margin == 0 || !two_sided,
                  "--two-sided does not go with --margin: non-inferiority is one-sided");
   LACUNA_REQUIRE(fit == FitMethod::kLeastSquares || link == Link::kLogit,
-                 "--fit fractional needs --link logit");
+                 "--link {} needs --fit ols: the fractional fit is logit by nature", name_of(link));
 }
 
 Json to_json(const AnalysisOptions& o) {

@@ -53,7 +53,7 @@ struct AnalysisOptions {
   bool holm = true;  ///< Over the levels of one curve
   bool two_sided = false;  ///< Published v1 did not say; one-sided asks about losses only
   Link link = Link::kLogit;
-  FitMethod fit = FitMethod::kLeastSquares;
+  FitMethod fit = FitMethod::kFractional;  ///< Unbiased on scores of 0 and 1, which clipping is not
   double clip = 0;  ///< Scores are clipped to [clip, 1 - clip] before the link; 0: half an answer, 1/(2n)
   double confidence = 0.95;
   double target_error = 0.05;  ///< Relative error that a budget must meet

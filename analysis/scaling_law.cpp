@@ -251,6 +251,8 @@ void predict(const ResultTable& table, const AnalysisOptions& options, const Law
     }
     throw_usage("--predict: {}", unknown_name_message("task of the fit", request.task, names));
   }
+  const double quantile = least_squares ? stats::t_quantile((1 + options.confidence) / 2, law.fit.df)
+                                        : stats::normal_quantile((1 + options.confidence) / 2);
   Eigen::VectorXd gradient = Eigen::VectorXd::Zero(law.fit.coefficients.size());
   double mean_score = 0, noise = 0;
   const double n = double(tasks.size());
@@ -258,27 +260,31 @@ void predict(const ResultTable& table, const AnalysisOptions& options, const Law
     const Eigen::VectorXd x = law.row(t, ln_n, ln_l, ln_c);
     Prediction p = base;
     p.task = t;
-    const double value = law.fit.predict(x);
+    const double value = law.fit.predict(x), slope = inverse_slope(law.link, value);
     p.score = inside(invert_link(law.link, value));
     p.mean = back(law.link, law.fit.mean_interval(x, options.confidence));
-    p.observation = least_squares ? back(law.link, law.fit.prediction_interval(x, options.confidence))
-                                  : stats::Interval{kNaN, kNaN};
-    const double slope = inverse_slope(law.link, value);
+    // Variance of a measured cell about its expected score: on the link scale, or the dispersion times mu (1
+    // - mu).
+    const double cell_noise =
+        least_squares ? slope * slope * law.fit.scale : law.fit.scale * p.score * (1 - p.score);
+    if (least_squares) {
+      p.observation = back(law.link, law.fit.prediction_interval(x, options.confidence));
+    } else {
+      const double half = quantile * std::sqrt(slope * slope * x.dot(law.fit.covariance * x) + cell_noise);
+      p.observation = {inside(p.score - half), inside(p.score + half)};
+    }
     gradient += slope / n * x;
-    noise += slope * slope * law.fit.scale / (n * n);
+    noise += cell_noise / (n * n);
     mean_score += p.score / n;
     out.predictions.push_back(p);
   }
   if (tasks.size() < 2) return;
   Prediction all = base;  // the mean over tasks, by the delta method
   all.score = mean_score;
-  const double quantile = least_squares ? stats::t_quantile((1 + options.confidence) / 2, law.fit.df)
-                                        : stats::normal_quantile((1 + options.confidence) / 2);
   const double variance = gradient.dot(law.fit.covariance * gradient);
   const double half = quantile * std::sqrt(variance), wide = quantile * std::sqrt(variance + noise);
   all.mean = {inside(mean_score - half), inside(mean_score + half)};
-  all.observation = least_squares ? stats::Interval{inside(mean_score - wide), inside(mean_score + wide)}
-                                  : stats::Interval{kNaN, kNaN};
+  all.observation = {inside(mean_score - wide), inside(mean_score + wide)};
   out.predictions.push_back(all);
 }
 

@@ -11,7 +11,7 @@ namespace lacuna {
 
 struct AnalysisArguments {
   std::string folder;  ///< Sweep folder or a results file
-  std::string cost = "v2", test = "paired-t", link = "logit", fit = "ols";
+  std::string cost = "v2", test = "paired-t", link = "logit", fit = "fractional";
   double alpha = 0.05, margin = 0, clip = 0, confidence = 0.95, target_error = 0.05, budget = 0;
   bool no_holm = false, two_sided = false;
   int resamples = 2000;

@@ -104,6 +104,35 @@ TEST(ScalingLaw, IntervalsCoverTheTruth) {
   EXPECT_NEAR(predicted, 190, 13);
 }
 
+// The default fit on what sweeps really give: means of 100 answers that are right or wrong.
+TEST(ScalingLaw, FractionalIntervalsCoverTheTruthOnSampledScores) {
+  const Law law;
+  Spec spec;
+  spec.exact = true;
+  spec.methods = {{"vertical_slash", Phase::kPrefill}};
+  spec.levels = {.5, .8, .95};
+  ResultTable table = synthetic::make_table(spec);
+  const double truth[] = {law.eps, law.alpha, law.beta, law.gamma};
+  int covered[4] = {0, 0, 0, 0};
+  constexpr int kDraws = 200;
+  for (int draw = 0; draw < kDraws; ++draw) {
+    Rng rng(78, std::uint64_t(draw));
+    for (ResultCell& cell : table.cells) {
+      const double logit = law.logit(table.models[std::size_t(cell.model)].shape.parameters,
+                                     double(cell.length), 1 / (1 - cell.sparsity), cell.task);
+      const double p = 1 / (1 + std::exp(-logit));
+      int right = 0;
+      for (int i = 0; i < 100; ++i) right += rng.uniform() < p ? 1 : 0;
+      cell.score = {right / 100.0};
+    }
+    table.index();
+    const LawFit fit = fit_law(table, quick(), Phase::kPrefill, FitMethod::kFractional,
+                               law_points(table, quick(), Phase::kPrefill));
+    for (int k = 0; k < 4; ++k) covered[k] += fit.fit.interval(k, 0.95).contains(truth[k]) ? 1 : 0;
+  }
+  for (const int count : covered) EXPECT_NEAR(count, 190, 13);
+}
+
 TEST(ScalingLaw, SampledScoresGiveTheLawBack) {
   Spec spec;
   spec.samples = 100;
