@@ -39,12 +39,11 @@ void sum_in_order(const float* pieces, int ranks, std::size_t stride, std::size_
 
 }  // namespace
 
-MpiSession::MpiSession() {
+MpiSession::MpiSession(int thread_level) {
   int provided = 0;
-  LACUNA_MPI(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided));
-  if (provided < MPI_THREAD_SERIALIZED) {
-    throw_library("MPI: the library offers thread level {}, but Lacuna needs MPI_THREAD_SERIALIZED ({})",
-                  provided, MPI_THREAD_SERIALIZED);
+  LACUNA_MPI(MPI_Init_thread(nullptr, nullptr, thread_level, &provided));
+  if (provided < thread_level) {
+    throw_library("MPI: the library offers thread level {}, but Lacuna needs {}", provided, thread_level);
   }
   return_errors(MPI_COMM_WORLD);
   LACUNA_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));

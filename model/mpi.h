@@ -14,8 +14,8 @@ namespace lacuna {
 /// MPI from construction to destruction. Errors of MPI calls become lacuna::Error. One per process.
 class MpiSession {
  public:
-  /// Starts MPI with MPI_THREAD_SERIALIZED or better; throws kLibrary when the library offers less.
-  MpiSession();
+  /// Starts MPI with the thread level asked for or better; throws kLibrary when the library offers less.
+  explicit MpiSession(int thread_level = MPI_THREAD_SERIALIZED);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;

@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   lacuna::add_tasks_command(app);
   lacuna::add_sbatch_command(app);
   lacuna::add_analyze_command(app);
+  lacuna::add_report_command(app);
   try {
     app.parse(argc, argv);
     return 0;

@@ -315,6 +315,23 @@ void read_strategy(const Document& document, const Json& value, const std::strin
 
 }  // namespace
 
+namespace {
+
+/// A strategy in the sweep's syntax without what its level sets.
+Json without_budget(const StrategySpec& spec) {
+  Json json = to_json(spec);
+  const auto drop = [&](const char* name, Slot slot, const MethodSpec& method) {
+    const std::string& param = find_method(slot, method.method, name).budget_param;
+    if (!param.empty() && json.contains(name) && json[name].is_object()) json[name][method.method].erase(param);
+  };
+  drop("prefill", Slot::kPrefill, spec.prefill);
+  drop("evict", Slot::kEvict, spec.evict);
+  drop("decode", Slot::kDecode, spec.decode);
+  return json;
+}
+
+}  // namespace
+
 std::string_view phase_of(const StrategySpec& spec) {
   const bool prefill = spec.prefill.method != "dense";
   const bool decode = spec.decode.method != "dense" || spec.evict.method != "none";
@@ -410,7 +427,8 @@ Json Sweep::to_json() const {
     json["tasks"].push_back(std::move(t));
   }
   for (const auto& strategy : strategies) {
-    Json s = lacuna::to_json(strategy.base);
+    const bool own = strategy.levels.front().kind == SweepLevel::Kind::kOwn;
+    Json s = own ? lacuna::to_json(strategy.base) : without_budget(strategy.base);
     s["name"] = strategy.name;
     Json values = Json::array();
     for (const auto& level : strategy.levels) values.push_back(level.value);

@@ -1,0 +1,248 @@
+#include "runner/preflight.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "core/text.h"
+#include "tasks/task.h"
+
+namespace lacuna {
+
+namespace {
+
+std::size_t at(int i) { return static_cast<std::size_t>(i); }
+
+/// Cells of one job at most, whatever memory says: beyond that a lost job costs more than sharing saves.
+constexpr int kMostCells = 128;
+
+void check_device(const SweepModel& model, const Hardware& hardware) {
+  const std::string device(name_of(hardware.device));
+  LACUNA_REQUIRE(model.device == "auto" || model.device == device,
+                 "model {}: wants device {}, but this run is on {}", model.name, model.device, device);
+  const std::string dtype = hardware.device == Device::kCpu ? "float32" : "bfloat16";
+  LACUNA_REQUIRE(model.dtype == "auto" || model.dtype == dtype, "model {}: wants dtype {}, but {} runs in {}",
+                 model.name, model.dtype, device, dtype);
+  LACUNA_REQUIRE(model.tp <= hardware.ranks, "model {}: needs tp={} ranks, but this run has {}", model.name,
+                 model.tp, hardware.ranks);
+}
+
+ModelCheck check_model(const SweepModel& model, const ModelServices& services, const Hardware& hardware,
+                       bool for_plan) {
+  ModelCheck check;
+  try {
+    check.facts = services.read_facts(model.path);
+    check.shape = shape_of(*check.facts);
+    if (!for_plan) check_device(model, hardware);
+  } catch (const Error& e) {
+    check.problem = e.what();
+  }
+  if (check.facts || !for_plan) return check;
+  try {
+    if (model.shape.is_string()) {
+      check.shape = find_published_shape(model.shape.get<std::string>());
+      if (!check.shape) {
+        check.problem =
+            unknown_name_message("shape", model.shape.get<std::string>(), published_shape_names());
+        return check;
+      }
+    } else if (model.shape.is_object()) {
+      check.shape = parse_model_shape(model.shape, "model " + model.name + ": shape");
+    } else {
+      return check;
+    }
+    check.problem.clear();
+  } catch (const Error& e) {
+    check.problem = e.what();
+  }
+  return check;
+}
+
+/// What engine facts a shape stands for, when there is no folder.
+ModelFacts facts_from(const ModelShape& s) {
+  ModelFacts f;
+  f.parameters = static_cast<std::int64_t>(s.parameters);
+  f.layers = s.layers;
+  f.q_heads = s.q_heads;
+  f.kv_heads = s.kv_heads;
+  f.head_dim = s.head_dim;
+  f.hidden = s.hidden;
+  f.mlp = s.mlp;
+  f.vocab = s.vocab;
+  f.sliding_layers = s.sliding_layers;
+  f.sliding_window = s.sliding_window;
+  return f;
+}
+
+std::string task_problem(const SweepTask& task) {
+  try {
+    make_task(task.task, task.params);
+    return {};
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+/// What the caches of `cells` keep beyond the shared prompt, in tokens per cell: evicting variants copy what
+/// they keep.
+std::int64_t kept_tokens(const Grid& grid, const JobGroup& group) {
+  double kept = 0;
+  for (const int c : group.cells) {
+    const Cell& cell = grid.cells[at(c)];
+    const StrategySpec& spec = grid.specs[at(cell.spec)];
+    if (spec.evict.method == "none") continue;
+    kept = std::max(kept, static_cast<double>(group.length) *
+                              (1 - nominal_sparsity(spec, cell.level, group.length).decode));
+  }
+  return static_cast<std::int64_t>(kept);
+}
+
+class MemoryCheck {
+ public:
+  MemoryCheck(const Sweep& sweep, const Grid& grid, const ModelServices& services, const Hardware& hardware,
+              const std::vector<ModelCheck>& models)
+      : sweep_(sweep), grid_(grid), services_(services), hardware_(hardware), models_(models) {}
+
+  std::int64_t bytes(const JobGroup& group, int cells, int tp) const {
+    const ModelCheck& model = models_[at(group.model)];
+    if (!model.shape) return 0;
+    const ModelFacts facts = model.facts ? *model.facts : facts_from(*model.shape);
+    return services_
+        .plan_memory(facts, hardware_.device, tp, group.length,
+                     group.max_new_tokens + kept_tokens(grid_, group), cells)
+        .total();
+  }
+
+  /// Most cells of a group that fit into one job; 0 when not even one does.
+  int most(const JobGroup& group) const {
+    const int wanted = std::min(static_cast<int>(group.cells.size()), kMostCells);
+    if (hardware_.memory <= 0) return wanted;
+    const int tp = sweep_.models[at(group.model)].tp;
+    const auto fits = [&](int cells) { return bytes(group, cells, tp) <= hardware_.memory; };
+    if (fits(wanted)) return wanted;
+    int low = 0, high = wanted;  // low fits (or is 0), high does not
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (fits(middle) ? low : high) = middle;
+    }
+    return low;
+  }
+
+  std::string reason(const JobGroup& group) const {
+    const SweepModel& model = sweep_.models[at(group.model)];
+    const double need = static_cast<double>(bytes(group, 1, model.tp));
+    std::string text = fmt::format("{} at {} tokens needs {} per rank with tp={}, but a rank has {}",
+                                   model.name, group.length, format_bytes(need), model.tp,
+                                   format_bytes(static_cast<double>(hardware_.memory)));
+    const int kv_heads = models_[at(group.model)].shape->kv_heads;
+    const int q_heads = models_[at(group.model)].shape->q_heads;
+    for (int tp = model.tp * 2; tp <= 64 && q_heads % tp == 0 && (kv_heads % tp == 0 || tp % kv_heads == 0);
+         tp *= 2) {
+      if (bytes(group, 1, tp) <= hardware_.memory) return text + fmt::format("; tp={} would fit", tp);
+    }
+    return text + "; no tensor-parallel degree of this model would fit";
+  }
+
+ private:
+  const Sweep& sweep_;
+  const Grid& grid_;
+  const ModelServices& services_;
+  const Hardware& hardware_;
+  const std::vector<ModelCheck>& models_;
+};
+
+JobCost estimate(const Grid& grid, const JobGroup& group, const ModelShape& shape, int tp,
+                 const Hardware& hardware) {
+  JobCost cost;
+  const double bytes = element_bytes(hardware.device);
+  const auto tokens = static_cast<double>(group.length);
+  const StrategySpec& first = grid.specs[at(group.prefill_spec)];
+  const SweepLevel& level = grid.cells[at(group.cells.front())].level;
+  const auto prefill =
+      causal_prefill_flops(shape, tokens, nominal_sparsity(first, level, group.length).prefill,
+                           index_cost(first.prefill.method, shape, tokens).prefill_flops);
+  cost.prefill_seconds = prefill_seconds(shape, tokens, prefill, hardware.profile, tp, bytes);
+  double left_out = 0;
+  for (const int c : group.cells) {
+    const Cell& cell = grid.cells[at(c)];
+    left_out += nominal_sparsity(grid.specs[at(cell.spec)], cell.level, group.length).decode;
+  }
+  const auto batch = static_cast<double>(group.cells.size());
+  const auto step = causal_decode_step(shape, tokens, left_out / batch, batch, bytes);
+  const double steps = group.max_new_tokens;
+  cost.seconds =
+      cost.prefill_seconds + steps * decode_step_seconds(shape, step, hardware.profile, tp, batch, bytes);
+  cost.flops = prefill.total() + steps * step.flops.total();
+  cost.bytes = steps * step.bytes.total();
+  return cost;
+}
+
+}  // namespace
+
+NominalSparsity nominal_sparsity(const StrategySpec& spec, const SweepLevel& level, std::int64_t length) {
+  NominalSparsity s;
+  double value = level.kind == SweepLevel::Kind::kSparsity ? level.value : 0;
+  if (level.kind == SweepLevel::Kind::kTokens) value = 1 - level.value / static_cast<double>(length);
+  if (spec.prefill.method != "dense") s.prefill = value;
+  for (const auto& [slot, method] :
+       {std::pair(Slot::kEvict, &spec.evict), std::pair(Slot::kDecode, &spec.decode)}) {
+    if (method->method == "none" || method->method == "dense") continue;
+    double own = value;
+    if (level.kind == SweepLevel::Kind::kOwn) {
+      const MethodInfo& info = find_method(slot, method->method, "estimate");
+      const auto param = std::ranges::find(info.params, info.budget_param, &ParamSpec::name);
+      if (param != info.params.end() && param->unit == "tokens" &&
+          std::holds_alternative<std::int64_t>(param->default_value)) {
+        own = 1 - static_cast<double>(method->params.get_int(param->name)) / static_cast<double>(length);
+      }
+    }
+    s.decode = std::max(s.decode, std::clamp(own, 0.0, 1.0));
+  }
+  return s;
+}
+
+double load_seconds(const ModelShape& shape, int tp, double bytes_per_element) {
+  const double elements = shape.parameters > 0 ? shape.parameters : shape.weight_elements();
+  return elements * bytes_per_element / tp / kLoadBytesPerSecond;
+}
+
+Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& services, const Hardware& hardware,
+                      bool for_plan) {
+  Preflight result;
+  for (const auto& model : sweep.models)
+    result.models.push_back(check_model(model, services, hardware, for_plan));
+  std::vector<std::string> tasks;
+  for (const auto& task : sweep.tasks) tasks.push_back(task_problem(task));
+  for (const auto& cell : grid.cells) {
+    std::string problem = cell.problem;
+    if (problem.empty()) problem = result.models[at(cell.model)].problem;
+    if (problem.empty()) problem = tasks[at(cell.task)];
+    result.cell_problem.push_back(std::move(problem));
+  }
+  // Cells that cannot run leave their jobs before memory is looked at.
+  for (auto& group : grid.groups) std::erase_if(group.cells, [&](int c) { return !result.can_run(c); });
+  std::erase_if(grid.groups, [](const JobGroup& group) { return group.cells.empty(); });
+  const MemoryCheck memory(sweep, grid, services, hardware, result.models);
+  for (auto& group : grid.groups) {
+    if (memory.most(group) > 0) continue;
+    const std::string reason = memory.reason(group);
+    for (const int c : group.cells) result.cell_problem[at(c)] = reason;
+    group.cells.clear();
+  }
+  std::erase_if(grid.groups, [](const JobGroup& group) { return group.cells.empty(); });
+  split_groups(grid, [&](const JobGroup& group) { return memory.most(group); });
+  for (const auto& group : grid.groups) {
+    JobCost cost;
+    if (const auto& shape = result.models[at(group.model)].shape) {
+      cost = estimate(grid, group, *shape, sweep.models[at(group.model)].tp, hardware);
+      cost.memory =
+          memory.bytes(group, static_cast<int>(group.cells.size()), sweep.models[at(group.model)].tp);
+    }
+    result.costs.push_back(cost);
+  }
+  return result;
+}
+
+}  // namespace lacuna

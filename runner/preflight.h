@@ -1,0 +1,67 @@
+// Before anything is loaded: which cells cannot run and why, what memory jobs need, what they will cost.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/engine.h"
+#include "runner/scheduler.h"
+#include "runner/services.h"
+#include "sweeps/cells.h"
+#include "sweeps/cost_model.h"
+
+namespace lacuna {
+
+/// What the sweep will run on.
+struct Hardware {
+  Device device = Device::kCpu;
+  int ranks = 1;
+  std::int64_t memory = 0;  ///< Bytes per rank, the smallest of all; 0: unknown, nothing is refused.
+  HardwareProfile profile;
+};
+
+/// One model of the sweep, looked at but not loaded.
+struct ModelCheck {
+  std::optional<ModelFacts> facts;  ///< From the folder.
+  std::optional<ModelShape> shape;  ///< From the folder, or from `shape:` in the sweep.
+  std::string problem;              ///< Why it cannot run.
+};
+
+/// Estimates for one job of a group.
+struct JobCost {
+  double seconds = 0;  ///< On one team.
+  double prefill_seconds = 0;
+  double flops = 0;         ///< Prefill and decode, as the kernels count.
+  double bytes = 0;         ///< Read by decode steps.
+  std::int64_t memory = 0;  ///< Per rank; 0: unknown.
+};
+
+struct Preflight {
+  std::vector<ModelCheck> models;         ///< Of the sweep.
+  std::vector<std::string> cell_problem;  ///< Of the grid; empty: can run.
+  std::vector<JobCost> costs;             ///< Of the grid's groups, after they were split for memory.
+
+  bool can_run(int cell) const { return cell_problem[static_cast<std::size_t>(cell)].empty(); }
+};
+
+/// Checks every model folder, data file and memory plan, and splits the grid's groups for memory. Never
+/// throws for what is wrong with a cell. `for_plan`: a model whose folder is not here is judged by its shape.
+Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& services, const Hardware& hardware,
+                      bool for_plan);
+
+/// Leaving-out that a resolved strategy intends, as far as its level or a budget in tokens says it: for
+/// estimates only.
+struct NominalSparsity {
+  double prefill = 0, decode = 0;
+};
+NominalSparsity nominal_sparsity(const StrategySpec& spec, const SweepLevel& level, std::int64_t length);
+
+/// Seconds to load a model's shard from disk, at kLoadBytesPerSecond.
+inline constexpr double kLoadBytesPerSecond = 1e9;
+double load_seconds(const ModelShape& shape, int tp, double element_bytes);
+
+/// Bytes per element of weights and cache on a device.
+inline double element_bytes(Device device) { return device == Device::kCpu ? 4 : 2; }
+
+}  // namespace lacuna
