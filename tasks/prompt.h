@@ -17,6 +17,7 @@ class PromptFrame {
         question_(wording.question),
         open_(wording.open),
         close_(wording.close),
+        again_(wording.format.empty() ? without_last_newline(wording.question) : wording.question),
         format_(wording.format) {}
 
   /// The blocks around a context. `slot(name)` adds what fills a placeholder; it is called twice per name.
@@ -37,14 +38,20 @@ class PromptFrame {
             .question = part(question_),
             .open = part(open_),
             .close = part(close_),
-            .again = part(question_),
+            .again = part(again_),
             .format = part(format_)};
   }
   /// Puts everything in its place. `context` is the final order.
   static void place(Draft& draft, const Blocks& blocks, std::span<const Block> context);
 
  private:
-  Template intro_, question_, open_, close_, format_;
+  /// A message must not end in white space: chat templates trim it.
+  static std::string_view without_last_newline(std::string_view text) {
+    while (text.ends_with('\n')) text.remove_suffix(1);
+    return text;
+  }
+
+  Template intro_, question_, open_, close_, again_, format_;
 };
 
 /// Noise out of `texts` while it fits into `room` tokens: the fine grain that brings short prompts close to

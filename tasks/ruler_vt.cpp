@@ -27,8 +27,8 @@ class RulerVt final : public Task {
         name_length_(count_of(params, kCounts, "name_length")),
         value_digits_(count_of(params, kCounts, "value_digits")),
         frame_(choose(style_of(params), wording::kVtExplain, wording::kVtDirect)),
-        root_(wording::kVtRoot),
-        hop_(wording::kVtHop) {}
+        root_(style_of(params) == Style::kDirect ? wording::kVtRootDirect : wording::kVtRoot),
+        hop_(style_of(params) == Style::kDirect ? wording::kVtHopDirect : wording::kVtHop) {}
 
   Sample generate(const SampleRequest& request) const override {
     return fit_sample("ruler_vt", request, [&](Draft& draft) {

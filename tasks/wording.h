@@ -21,6 +21,8 @@ inline const Wording& choose(Style style, const Wording& explain, const Wording&
 
 namespace wording {
 
+// In the direct wordings the answer's form is shown before the question's second statement, so that the
+// question is the last thing a small model reads.
 inline constexpr Wording kNiahExplain = {
     .intro =
         "You will read a long list of records. Each record ties one key to one value. Find the values of a "
@@ -36,8 +38,8 @@ inline constexpr Wording kNiahExplain = {
 inline constexpr Wording kNiahDirect = {.intro = "",
                                         .question = "Find the value of{keys}.\n",
                                         .open = "",
-                                        .close = "",
-                                        .format = "Answer as\n<answer>\n1. key is value\n</answer>"};
+                                        .close = "Answer as\n<answer>\n1. key is value\n</answer>\n",
+                                        .format = ""};
 inline constexpr std::string_view kNiahRecord = "The value of key{key} is{value}.\n";
 inline constexpr std::string_view kNiahRecordDirect = "Key{key} is{value}.\n";
 
@@ -56,10 +58,13 @@ inline constexpr Wording kVtExplain = {
 inline constexpr Wording kVtDirect = {.intro = "",
                                       .question = "Find every variable equal to{value}.\n",
                                       .open = "",
-                                      .close = "",
-                                      .format = "Answer as\n<answer> NAME, NAME </answer>"};
+                                      .close = "Answer as\n<answer> NAME, NAME </answer>\n",
+                                      .format = ""};
 inline constexpr std::string_view kVtRoot = "VAR{name} ={value}\n";
 inline constexpr std::string_view kVtHop = "VAR{name} = VAR{from}\n";
+// The same assignments in reading order: a small model can follow them from left to right.
+inline constexpr std::string_view kVtRootDirect = "Copy{value} to{name}.\n";
+inline constexpr std::string_view kVtHopDirect = "Copy{from} to{name}.\n";
 
 inline constexpr Wording kCweExplain = {.intro =
                                             "You will read a long list of words. Most words come up only a "
@@ -75,8 +80,8 @@ inline constexpr Wording kCweExplain = {.intro =
 inline constexpr Wording kCweDirect = {.intro = "",
                                        .question = "Find the{count} most frequent words.\n",
                                        .open = "",
-                                       .close = "",
-                                       .format = "Answer as\n<answer> word, word </answer>"};
+                                       .close = "Answer as\n<answer> word, word </answer>\n",
+                                       .format = ""};
 
 inline constexpr std::string_view kCweOpenPlain = "Words:";
 
@@ -98,8 +103,8 @@ inline constexpr Wording kRetrievalExplain = {.intro = kStoryIntro,
 inline constexpr Wording kRetrievalDirect = {.intro = "",
                                              .question = "Find:\n{questions}\n",
                                              .open = "",
-                                             .close = "",
-                                             .format = "Answer as\n<answer>\n1. name\n</answer>"};
+                                             .close = "Answer as\n<answer>\n1. name\n</answer>\n",
+                                             .format = ""};
 inline constexpr std::string_view kRetrievalAsk[] = {
     " the place that chapter{chapter} tells of", " the person whom the merchant met in chapter{chapter}",
     " the item that the merchant bought in chapter{chapter}"};
@@ -119,8 +124,8 @@ inline constexpr Wording kFilteringExplain = {
 inline constexpr Wording kFilteringDirect = {.intro = "",
                                              .question = "Find the{count} chapters without a purchase.\n",
                                              .open = "",
-                                             .close = "",
-                                             .format = "Answer as\n<answer> number, number </answer>"};
+                                             .close = "Answer as\n<answer> number, number </answer>\n",
+                                             .format = ""};
 
 inline constexpr Wording kMultihopExplain = {
     .intro = kStoryIntro,
@@ -134,8 +139,8 @@ inline constexpr Wording kMultihopExplain = {
 inline constexpr Wording kMultihopDirect = {.intro = "",
                                             .question = "Find the item bought last before the{item}.\n",
                                             .open = "",
-                                            .close = "",
-                                            .format = "Answer as\n<answer> item </answer>"};
+                                            .close = "Answer as\n<answer> item </answer>\n",
+                                            .format = ""};
 
 inline constexpr Wording kSquadExplain = {.intro =
                                               "You will read a number of documents and answer a question "

@@ -17,8 +17,9 @@ HEADER = struct.Struct("<IIHH")  # total tokens, where the answer starts, task, 
 class Stream:
     """An endless stream of records of one task at one length."""
 
-    def __init__(self, lacuna, tokenizer, task, context, parameters, seed, count=None):
-        command = [lacuna, "tasks", task, "--model", tokenizer, "--length", str(prompt_tokens(context)),
+    def __init__(self, lacuna, tokenizer, task, context, parameters, room, seed, count=None):
+        prompt = min(context, plan.ROW_LENGTHS[context] - room)
+        command = [lacuna, "tasks", task, "--model", tokenizer, "--length", str(prompt),
                    "--seed", str(seed), "--threads", "1", "-p", "preset=mini", "-p", "style=direct"]
         for name, value in parameters.items():
             command += ["-p", f"{name}={value}"]
@@ -32,10 +33,6 @@ class Stream:
             return None
         total, answer_start, _, _ = HEADER.unpack(header)
         return np.frombuffer(self.process.stdout.read(2 * total), dtype=np.uint16), answer_start
-
-
-def prompt_tokens(context):
-    return min(context, plan.ROW_LENGTHS[context] - plan.ANSWER_ROOM[context])
 
 
 def fill_row(ids, answer_start, x, w, prompt_weight):
@@ -105,12 +102,12 @@ class Loader:
                     repeat_row(rng, self.vocab, x[i], w[i])
                     continue
                 options = plan.variants(plan.TASKS[task], phase, context)
-                parameters = random.choices([p for p, _ in options], [weight for _, weight in options])[0]
+                parameters, room, _ = random.choices(options, [weight for _, _, weight in options])[0]
                 key = (task, context, tuple(parameters.items()))
                 if key not in streams:
                     # Seeds from 10^9 up are training's alone: evaluation uses small seeds.
                     seed = 10**9 + ((number * 10 + task) * 10 + plan.LENGTHS.index(context)) * 10 + len(streams) % 10
-                    streams[key] = Stream(self.lacuna, self.tokenizer, plan.TASKS[task], context, parameters, seed)
+                    streams[key] = Stream(self.lacuna, self.tokenizer, plan.TASKS[task], context, parameters, room, seed)
                 record = streams[key].read()
                 if record is None or len(record[0]) > row:
                     raise RuntimeError(f"the generator of {key} stopped or wrote more than {row} tokens")
@@ -126,7 +123,8 @@ class Loader:
 
 def held_out(lacuna, tokenizer, count, seed=77):
     """{context: (ids [tasks, count, row], answer start, total)} on seeds that training never sees."""
-    streams = {(t, context): Stream(lacuna, tokenizer, task, context, {}, seed, count)
+    streams = {(t, context): Stream(lacuna, tokenizer, task, context, plan.STORY if task.startswith("story") else {},
+                                    plan.ANSWER_ROOM[context], seed, count)
                for context in plan.LENGTHS[1:] for t, task in enumerate(plan.TASKS)}
     sets = {}
     for context in plan.LENGTHS[1:]:
