@@ -21,7 +21,7 @@ struct DecodeWork {
   float* out = nullptr;              ///< [q_heads, head_dim]
   std::span<const PagedHead> heads;  ///< [kv_heads]
   /// Empty: read every page. Size kv_heads: one list per kv head. Size q_heads: one per query head.
-  std::span<const PageList> lists;
+  std::span<const PageList> lists = {};
   /// Tokens that dense attention over an uncut cache would see: the sequence's length. Only for accounting
   /// (causal_cells) after an eviction; the default counts what the cache holds.
   std::int64_t context_tokens = 0;

@@ -32,9 +32,10 @@ struct TopKParams {
   const std::int32_t* row_n = nullptr;  ///< device, [rows]: scores of each row, at most n; null: all have n
   int k = 0;                            ///< clamped to what a row has
   int first = 0, last = 0;
-  /// Top-p beside k: when mass >= 0, the smallest prefix of the sorted row whose sum is above mass * total, and at least
-  /// k entries.
+  /// Top-p beside k: when mass >= 0, k rises to the length of the smallest prefix of the sorted row whose sum is above
+  /// mass * mass_total. The order for that knows no forced entries; the choice of that many then does.
   float mass = -1.0f;
+  float mass_total = 0.0f;  ///< 0: the sum of the row
   bool append_n = false;  ///< adds index row_n[row] after the best: Quest's current page
   std::int32_t* indices = nullptr;  ///< [rows, index_stride]
   std::int64_t index_stride = 0;

@@ -10,8 +10,7 @@ namespace lacuna {
 
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / 32;
+constexpr int kMaxWarps = 16;
 
 /// Order-preserving map of floats to unsigned integers; a larger float is a larger integer.
 __device__ std::uint32_t sortable(float x) {
@@ -29,15 +28,16 @@ struct Row {
 };
 
 struct Shared {
-  int counts[3][kWarps];
-  double masses[3][kWarps];
+  int counts[3][kMaxWarps];
+  double masses[3][kMaxWarps];
   int int_total[3];
   double double_total[3];
 };
 
 /// Sums over the block in a fixed order; every thread gets the result.
-template <int kCount, class Value>
-__device__ void block_sum(Value (&value)[kCount], Value (*parts)[kWarps], Value* totals) {
+template <int kThreads, int kCount, class Value>
+__device__ __forceinline__ void block_sum(Value (&value)[kCount], Value (*parts)[kMaxWarps], Value* totals) {
+  constexpr int kWarps = kThreads / 32;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
 #pragma unroll
@@ -46,10 +46,10 @@ __device__ void block_sum(Value (&value)[kCount], Value (*parts)[kWarps], Value*
     if (lane == 0) parts[c][warp] = value[c];
   }
   __syncthreads();
-  if (warp < kCount) {
-    Value total = lane < kWarps ? parts[warp][lane] : Value{0};
-    for (int distance = 16; distance > 0; distance /= 2) total += __shfl_down_sync(~0u, total, distance);
-    if (lane == 0) totals[warp] = total;
+  for (int c = warp; c < kCount; c += kWarps) {
+    Value total = lane < kWarps ? parts[c][lane] : Value{0};
+    for (int distance = kMaxWarps / 2; distance > 0; distance /= 2) total += __shfl_down_sync(~0u, total, distance);
+    if (lane == 0) totals[c] = total;
   }
   __syncthreads();
 #pragma unroll
@@ -59,96 +59,115 @@ __device__ void block_sum(Value (&value)[kCount], Value (*parts)[kWarps], Value*
 /// Entries of the row are kept in registers when a thread has at most this many.
 constexpr int kHeld = 32;
 
-template <bool kHold>
-__global__ void __launch_bounds__(kThreads, 1) top_k_kernel(const __grid_constant__ TopKParams params) {
-  __shared__ Shared shared;
-  const int thread = static_cast<int>(threadIdx.x);
-  const int row_index = static_cast<int>(blockIdx.x);
+/// The block's view of one row while it looks for a threshold.
+template <bool kHold, int kThreads>
+struct Search {
   Row row;
-  row.scores = params.scores + row_index * params.score_stride;
-  row.n = params.row_n != nullptr ? params.row_n[row_index] : params.n;
-  row.first = min(params.first, row.n);
-  row.last = min(params.last, row.n);
-  const int k = min(max(params.k, 0), row.n);
-
+  Shared& shared;
   std::uint32_t held[kHold ? kHeld : 1];
-  if constexpr (kHold) {
-#pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int i = j * kThreads + thread;
-      held[j] = i < row.n ? row.key(i) : 0;
-    }
-  }
-  const auto for_keys = [&](auto&& body) {
+
+  __device__ Search(const Row& r, Shared& s) : row(r), shared(s) {}
+  __device__ void load() {
     if constexpr (kHold) {
 #pragma unroll
-      for (int j = 0; j < kHeld; ++j)
-        if (j * kThreads + thread < row.n) body(held[j], j * kThreads + thread);
-    } else {
-      for (int i = thread; i < row.n; i += kThreads) body(row.key(i), i);
+      for (int j = 0; j < kHeld; ++j) {
+        const int i = j * kThreads + static_cast<int>(threadIdx.x);
+        held[j] = i < row.n ? row.key(i) : 0;
+      }
     }
-  };
-
-  // The smallest prefix of the sorted row that satisfies both wishes ends inside the group of entries whose key is
-  // `threshold`; `above` entries are larger.
-  double wanted_mass = -1.0;
-  if (params.mass >= 0.0f) {
-    double total[1] = {0.0};
-    for_keys([&](std::uint32_t, int i) { total[0] += row.scores[i]; });
-    block_sum(total, shared.masses, shared.double_total);
-    wanted_mass = params.mass * total[0];
   }
-  // A prefix of entries with key >= t is enough when it has k entries and more than the wanted mass.
-  const auto enough = [&](int count, double mass) { return count >= k && (wanted_mass < 0 || mass > wanted_mass); };
-  std::uint32_t threshold = 0;
-  bool everything = k >= row.n;
-  if (!everything) {
+  template <class Body>
+  __device__ void for_keys(Body&& body) const {
+    if constexpr (kHold) {
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        const int i = j * kThreads + static_cast<int>(threadIdx.x);
+        if (i < row.n) body(held[j], i);
+      }
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) body(row.key(i), i);
+    }
+  }
+
+  /// The largest key t such that the entries with keys of t and more are at least k and, when wanted_mass >= 0, weigh
+  /// more than that. `wanted` of the entries equal to t are needed. Zero and all when no t is enough.
+  __device__ __forceinline__ void threshold(int k, double wanted_mass, std::uint32_t& t, int& above, int& wanted) const {
+    t = 0;
     for (int shift = 30; shift >= 0; shift -= 2) {
       int counts[3] = {0, 0, 0};
       double masses[3] = {0.0, 0.0, 0.0};
       for_keys([&](std::uint32_t key, int i) {
 #pragma unroll
         for (int c = 0; c < 3; ++c)
-          if (key >= (threshold | (static_cast<std::uint32_t>(c + 1) << shift))) {
+          if (key >= (t | (static_cast<std::uint32_t>(c + 1) << shift))) {
             ++counts[c];
             if (wanted_mass >= 0) masses[c] += row.scores[i];
           }
       });
-      block_sum(counts, shared.counts, shared.int_total);
-      if (wanted_mass >= 0) block_sum(masses, shared.masses, shared.double_total);
-      int digit = 0;
+      block_sum<kThreads>(counts, shared.counts, shared.int_total);
+      if (wanted_mass >= 0) block_sum<kThreads>(masses, shared.masses, shared.double_total);
+      std::uint32_t digit = 0;
 #pragma unroll
       for (int c = 0; c < 3; ++c)
-        if (enough(counts[c], masses[c])) digit = c + 1;
-      threshold |= static_cast<std::uint32_t>(digit) << shift;
+        if (counts[c] >= k && (wanted_mass < 0 || masses[c] > wanted_mass)) digit = static_cast<std::uint32_t>(c) + 1;
+      t |= digit << shift;
     }
-  }
-  // How many of the entries equal to the threshold are needed.
-  int wanted = row.n;
-  if (!everything) {
     int counts[2] = {0, 0};
     double masses[1] = {0.0};
     for_keys([&](std::uint32_t key, int i) {
-      counts[0] += key > threshold ? 1 : 0;
-      counts[1] += key == threshold ? 1 : 0;
-      if (wanted_mass >= 0 && key > threshold) masses[0] += row.scores[i];
+      counts[0] += key > t ? 1 : 0;
+      counts[1] += key == t ? 1 : 0;
+      if (wanted_mass >= 0 && key > t) masses[0] += row.scores[i];
     });
-    block_sum(counts, shared.counts, shared.int_total);
-    wanted = max(k, counts[0]);
+    block_sum<kThreads>(counts, shared.counts, shared.int_total);
+    above = counts[0];
+    wanted = max(0, k - above);
     if (wanted_mass >= 0) {
-      block_sum(masses, shared.masses, shared.double_total);
-      // All entries of the group have one value, the threshold's (forced ones need no counting: they are in by k).
-      const std::uint32_t bits = (threshold & 0x80000000u) != 0 ? threshold & 0x7FFFFFFFu : ~threshold;
-      const double value = __uint_as_float(bits);
-      if (!(masses[0] > wanted_mass) && value > 0) {
-        const double more = floor((wanted_mass - masses[0]) / value) + 1.0;
-        wanted = max(wanted, counts[0] + static_cast<int>(fmin(more, static_cast<double>(counts[1]))));
-      } else if (!(masses[0] > wanted_mass)) {
-        wanted = max(wanted, counts[0] + counts[1]);
+      block_sum<kThreads>(masses, shared.masses, shared.double_total);
+      if (!(masses[0] > wanted_mass)) {
+        // All entries of the group weigh the same: what the key stands for.
+        const double value = __uint_as_float((t & 0x80000000u) != 0 ? t & 0x7FFFFFFFu : ~t);
+        const double more = value > 0 ? floor((wanted_mass - masses[0]) / value) + 1.0 : counts[1];
+        wanted = max(wanted, static_cast<int>(fmin(more, static_cast<double>(counts[1]))));
       }
     }
-    wanted = min(wanted, counts[0] + counts[1]);
-    wanted -= counts[0];  // of the group
+    wanted = min(wanted, counts[1]);
+  }
+};
+
+template <bool kHold, int kThreads>
+__global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__ TopKParams params) {
+  constexpr int kWarps = kThreads / 32;
+  __shared__ Shared shared;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row_index = static_cast<int>(blockIdx.x);
+  const int n = params.row_n != nullptr ? params.row_n[row_index] : params.n;
+  Row row{params.scores + row_index * params.score_stride, n, 0, 0};
+  int k = min(max(params.k, 0), n);
+  Search<kHold, kThreads> search(row, shared);
+
+  if (params.mass >= 0.0f) {  // how many entries the mass needs, before any is forced
+    search.load();
+    double total[1] = {params.mass_total};
+    if (params.mass_total <= 0.0f) {
+      total[0] = 0.0;
+      search.for_keys([&](std::uint32_t, int i) { total[0] += row.scores[i]; });
+      block_sum<kThreads>(total, shared.masses, shared.double_total);
+    }
+    std::uint32_t t;
+    int above, wanted;
+    search.threshold(0, params.mass * total[0], t, above, wanted);
+    k = max(k, above + wanted);
+  }
+  search.row.first = row.first = min(params.first, n);
+  search.row.last = row.last = min(params.last, n);
+  k = min(n, max(k, params.first + params.last));
+  const bool everything = k >= n;
+  std::uint32_t threshold = 0;
+  int above_count = 0, wanted = n;
+  if (!everything) {
+    search.load();
+    search.threshold(k, -1.0, threshold, above_count, wanted);
   }
 
   // Compaction in index order: all above the threshold, and the first `wanted` of the group.
@@ -156,11 +175,11 @@ __global__ void __launch_bounds__(kThreads, 1) top_k_kernel(const __grid_constan
   int written = 0, group_seen = 0;
   __shared__ int warp_take[kWarps], warp_group[kWarps];
   const int lane = thread & 31, warp = thread >> 5;
-  for (int base = 0; base < row.n; base += kThreads) {
+  for (int base = 0; base < n; base += kThreads) {
     const int i = base + thread;
     std::uint32_t key = 0;
     bool above = false, equal = false;
-    if (i < row.n) {
+    if (i < n) {
       key = row.key(i);
       above = everything || key > threshold;
       equal = !everything && key == threshold;
@@ -189,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 1) top_k_kernel(const __grid_constan
     __syncthreads();
   }
   if (thread == 0) {
-    if (params.append_n) to[written] = row.n;
+    if (params.append_n) to[written] = n;
     params.counts[row_index] = written + (params.append_n ? 1 : 0);
   }
 }
@@ -198,10 +217,13 @@ __global__ void __launch_bounds__(kThreads, 1) top_k_kernel(const __grid_constan
 
 void top_k_cuda(const TopKParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
-  if (params.n <= kHeld * kThreads) {
-    top_k_kernel<true><<<static_cast<unsigned>(params.rows), kThreads, 0, stream>>>(params);
+  const auto rows = static_cast<unsigned>(params.rows);
+  if (params.n <= kHeld * 64) {  // small rows come by the thousand: small blocks
+    top_k_kernel<true, 64><<<rows, 64, 0, stream>>>(params);
+  } else if (params.n <= kHeld * 256) {
+    top_k_kernel<true, 256><<<rows, 256, 0, stream>>>(params);
   } else {
-    top_k_kernel<false><<<static_cast<unsigned>(params.rows), kThreads, 0, stream>>>(params);
+    top_k_kernel<false, 512><<<rows, 512, 0, stream>>>(params);
   }
   LACUNA_CUDA_TRY(cudaGetLastError());
 }

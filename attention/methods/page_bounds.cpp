@@ -35,9 +35,10 @@ void PageBounds::update(const DecodeInput& input) {
         std::copy(key, key + dim_, high);
       } else {
         for (std::size_t c = 0; c < dim; ++c) {
-          // A NaN key must reach the bound: comparisons with it are false, so it is written on purpose.
-          low[c] = key[c] >= low[c] ? low[c] : key[c];
-          high[c] = key[c] <= high[c] ? high[c] : key[c];
+          // A NaN key must reach the bound and stay there: it is taken on purpose, and no comparison replaces it.
+          const bool undefined = key[c] != key[c];
+          low[c] = key[c] < low[c] || undefined ? key[c] : low[c];
+          high[c] = key[c] > high[c] || undefined ? key[c] : high[c];
         }
       }
     }

@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include <cmath>
+#include <numeric>
 #include "attention/types.h"
 #include "core/json.h"
 #include "core/rng.h"

@@ -109,22 +109,25 @@ TEST(WindowScoresCuda, ReportsNotFinite) {
   EXPECT_EQ(bad.download(), (std::vector<int>{0, 1}));
 }
 
-/// k best by (score descending, index ascending); with mass the smallest prefix above it, at least k.
-std::vector<std::int32_t> best(std::vector<float> scores, int n, int k, int first, int last, float mass) {
+/// k best by (score descending, index ascending), forced ends first; with mass, k is at least the smallest prefix of the
+/// plain order above it.
+std::vector<std::int32_t> best(const std::vector<float>& scores, int n, int k, int first, int last, float mass) {
   std::vector<std::int32_t> order(static_cast<std::size_t>(n));
   std::iota(order.begin(), order.end(), 0);
-  const auto forced = [&](std::int32_t i) { return i < first || i >= n - last; };
   std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    if (forced(a) != forced(b)) return forced(a);
-    if (forced(a)) return false;
     return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
   });
-  double total = 0, sum = 0;
-  for (int i = 0; i < n; ++i) total += scores[static_cast<std::size_t>(i)];
-  std::size_t count = 0;
-  while (count < order.size() && (static_cast<int>(count) < k || (mass >= 0 && !(sum > mass * total))))
-    sum += scores[static_cast<std::size_t>(order[count++])];
-  order.resize(count);
+  if (mass >= 0) {
+    double total = 0, sum = 0;
+    for (int i = 0; i < n; ++i) total += scores[static_cast<std::size_t>(i)];
+    int count = 0;
+    while (count < n && !(sum > mass * total))
+      sum += scores[static_cast<std::size_t>(order[static_cast<std::size_t>(count++)])];
+    k = std::max(k, count);
+  }
+  k = std::min(n, std::max(k, first + last));
+  std::stable_partition(order.begin(), order.end(), [&](std::int32_t i) { return i < first || i >= n - last; });
+  order.resize(static_cast<std::size_t>(k));
   std::sort(order.begin(), order.end());
   return order;
 }
