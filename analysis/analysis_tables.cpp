@@ -424,23 +424,23 @@ OutputTable counts(const Names& names) {
 
 std::vector<OutputTable> make_tables(const ResultTable& table, const Analysis& a) {
   const Names names{table};
-  return {isocost(names, a),
+  return {largest_summary(names, a),
+          largest(names, a),
           budgets(names, a),
           crossovers(names, a),
           advantages(names, a),
-          largest(names, a),
-          largest_summary(names, a),
-          significance(names, a),
           scaling_fit(names, a),
           scaling_quality(names, a),
-          scaling_points(names, a),
           predictions(names, a),
           grid_means(names, a.tolerance.by_length, "length_tolerance",
                      "Scores and relative errors on the paper's grid, per length, over models and tasks"),
           grid_means(names, a.tolerance.by_group, "groups", "The same by group of tasks"),
           budget_needs(names, a),
-          grid(names, a),
           costs(names),
+          isocost(names, a),
+          significance(names, a),
+          grid(names, a),
+          scaling_points(names, a),
           counts(names)};
 }
 

@@ -84,7 +84,7 @@ class Plot {
   }
   void draw(const std::string& clause) { clauses_ += (clauses_.empty() ? "" : ", \\\n  ") + clause; }
   bool empty() const { return clauses_.empty(); }
-  Panel panel(int width = 520, int height = 420) {
+  Panel panel(int width = 480, int height = 400) {
     panel_.width = width;
     panel_.height = height;
     panel_.script =
@@ -97,6 +97,26 @@ class Plot {
   std::string settings_, data_, clauses_;
   int blocks_ = 0;
 };
+
+/// "a" to "b" with room on both sides, inside [floor, ceiling].
+std::string padded_range(double low, double high, double floor, double ceiling) {
+  const double room = std::max(0.02, 0.08 * (high - low));
+  return fmt::format("[{}:{}]", number(std::max(floor, low - room)), number(std::min(ceiling, high + room)));
+}
+
+/// Labels at 1, 2 and 5 times the powers of ten, so that an axis of less than a decade has some too.
+std::string log_tics(double low, double high) {
+  std::string tics;
+  for (double decade = std::pow(10, std::floor(std::log10(low))); decade <= high; decade *= 10) {
+    for (const double step : {1.0, 2.0, 5.0}) {
+      const double at = step * decade;
+      if (at < low || at > high) continue;
+      std::string label = format_count(at);
+      tics += (tics.empty() ? "" : ", ") + gnuplot_string(label) + " " + number(at);
+    }
+  }
+  return "(" + tics + ")";
+}
 
 std::string legend(const std::string& text) { return "title " + gnuplot_string(brief(text)); }
 
@@ -150,9 +170,17 @@ class Drawer {
     Plot plot(fmt::format("isocost_{}_{}", name_of(p.phase), p.length),
               fmt::format("{} tokens, {}: {} of {} frontier points sparse", length_label(p.length),
                           name_of(p.phase), sparse, on));
-    plot.set("set logscale x")
-        .set("set format x '%.1s%c'")
-        .set("set xlabel " + gnuplot_string(cost_label(p)));
+    double cheapest = INFINITY, dearest = 0, lowest = 1, highest = 0;
+    for (const Configuration& c : p.points) {
+      cheapest = std::min(cheapest, c.cost / 1.15);
+      dearest = std::max(dearest, c.cost * 1.15);
+      lowest = std::min(lowest, c.score);
+      highest = std::max(highest, c.score);
+    }
+    plot.set("set logscale x").set("set xlabel " + gnuplot_string(cost_label(p)));
+    plot.set(fmt::format("set xrange [{}:{}]", number(cheapest), number(dearest)));
+    plot.set("set xtics " + log_tics(cheapest, dearest));
+    plot.set("set yrange " + padded_range(lowest, highest, -0.02, 1.02));
     plot.set("set ylabel 'score (mean over tasks)'");
     std::vector<const Configuration*> frontier;
     for (const Configuration& c : p.points) {
@@ -183,7 +211,7 @@ class Drawer {
     for (const int m : models) {
       plot.draw(fmt::format("NaN with points pt {} lc rgb '#555555' {}", mark_of(m), legend(model(m))));
     }
-    return plot.panel(520, 460);
+    return plot.panel(480, 440);
   }
 
   static std::string cost_label(const CostPanel& p) {
@@ -252,10 +280,7 @@ class Drawer {
     Plot plot("score_" + std::to_string(task) + "_" + slug(name),
               fmt::format("{}: {} is best at sparsity {:.2f} ({:+.2f})", brief(name), brief(method(best), 20),
                           best_level, best_score - base));
-    plot.set("set xlabel 'measured sparsity'")
-        .set("set ylabel 'score'")
-        .set("set xrange [-0.03:1]")
-        .set("set yrange [-0.03:1.03]");
+    plot.set("set xlabel 'measured sparsity'").set("set ylabel 'score'").set("set xrange [-0.03:1]");
     plot.draw(plot.data({{0, base}, {1, base}}) +
               " using 1:2 with lines dt 2 lc rgb '#000000' title 'dense'");
     for (const Line& line : lines) {
@@ -412,8 +437,9 @@ class Drawer {
     }
     if (rows.empty()) return {};
     const char* what = phase == Phase::kPrefill ? "prefill FLOPs" : "decode bytes";
+    const char* part = phase == Phase::kPrefill ? "Attention" : "The KV cache";
     Plot plot(fmt::format("breakdown_{}", name_of(phase)),
-              fmt::format("Attention is {:.0f} to {:.0f} % of dense {}", 100 * low, 100 * high, what));
+              fmt::format("{} is {:.0f} to {:.0f} % of dense {}", part, 100 * low, 100 * high, what));
     plot.set("set style data histograms")
         .set("set style histogram rowstacked")
         .set("set style fill solid 0.9 noborder");
@@ -429,7 +455,7 @@ class Drawer {
     plot.draw(block + " using 1:($2+$3) with boxes lc rgb '#56B4E9' title 'Q, K, V, O projections'");
     plot.draw(fmt::format("{} using 1:2 with boxes lc rgb '#0072B2' title '{}'", block,
                           phase == Phase::kPrefill ? "attention" : "KV cache"));
-    return plot.panel(520, 460);
+    return plot.panel(480, 440);
   }
 
   void speedup() {
@@ -478,9 +504,8 @@ class Drawer {
                           best, best_sparsity, length_label(std::llround(best_length))));
     plot.set("set xlabel 'measured sparsity'")
         .set("set ylabel 'dense time / time'")
-        .set("set xrange [-0.03:1]")
-        .set("set logscale y");
-    plot.set("set format y '%gx'");
+        .set("set xrange [-0.03:1]");
+    plot.set("set yrange [0:*]").set("set format y '%gx'");
     plot.draw(plot.data({{-0.03, 1}, {1, 1}}) + " using 1:2 with lines lc rgb '#999999' notitle");
     for (const auto& [m, points] : rows) {
       plot.draw(fmt::format("{} using 1:2 with points lc rgb '{}' pt {} ps 0.6 {}", plot.data(points),
@@ -579,17 +604,18 @@ void draw_figures(const std::vector<FigureGroup>& groups, const std::string& fol
       const std::string common =
           "set encoding utf8\nset border 3 lc rgb '#444444'\nset tics nomirror\nset grid lc rgb '#E6E6E6' lt "
           "1\n"
-          "set key below maxrows 4 samplen 2 font ',10'\nset bars small\n";
+          "set key below maxrows 4 samplen 2 spacing 1.1 font ',11'\nset bars small\nset title font "
+          "',13'\nset xlabel offset 0,0.6\n";
       const auto draw = [&](const std::string& terminal, const char* extension) {
         script += "reset session\n" + terminal + "set output '" + p.name + extension + "'\n" + common +
                   p.script + "unset output\n\n";
       };
-      draw(
-          fmt::format("set terminal svg noenhanced size {},{} font 'DejaVu Sans,12' background rgb 'white'\n",
-                      p.width, p.height),
-          ".svg");
-      draw(fmt::format("set terminal pdfcairo noenhanced size {:.2f}in,{:.2f}in font 'DejaVu Sans,9'\n",
-                       p.width / 104.0, p.height / 104.0),
+      draw(fmt::format(
+               "set terminal svg noenhanced size {},{} font 'DejaVu Sans,12.5' background rgb 'white'\n",
+               p.width, p.height),
+           ".svg");
+      draw(fmt::format("set terminal pdfcairo noenhanced size {:.2f}in,{:.2f}in font 'DejaVu Sans,9.5'\n",
+                       p.width / 96.0, p.height / 96.0),
            ".pdf");
     }
   }

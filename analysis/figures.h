@@ -13,7 +13,7 @@ struct Panel {
   std::string name;    ///< File name without extension: [a-z0-9_]+
   std::string title;   ///< States the finding; drawn above the plot
   std::string script;  ///< gnuplot commands with their data
-  int width = 520, height = 420;
+  int width = 480, height = 400;
 };
 
 /// Panels that show one thing.

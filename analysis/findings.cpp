@@ -55,7 +55,7 @@ class Writer {
                     fmt::format("{}, {}, {} and {} with {} of {} samples measured",
                                 plural(table_.models.size(), "model"), plural(table_.tasks.size(), "task"),
                                 plural(table_.lengths.size(), "length"),
-                                plural(table_.methods.size(), "method"), ok, asked),
+                                plural(sparse_methods(), "sparse method"), ok, asked),
                     fmt::format("{} of {} cells are finished.", done, table_.cells.size())});
   }
 
@@ -83,11 +83,11 @@ class Writer {
         }
         choices.push_back(text + ".");
       }
-      out_.push_back(
-          {fmt::format("Cost ({})", name_of(phase)),
-           fmt::format("At {} tokens, {} of the {} configurations on the {} frontier {} sparse",
-                       length_label(panel->length), sparse, on, name_of(phase), sparse == 1 ? "is" : "are"),
-           join(choices, " ")});
+      out_.push_back({fmt::format("Cost ({})", name_of(phase)),
+                      fmt::format("At {} tokens, {} of the {} configurations on the {} frontier {} sparse",
+                                  length_label(panel->length), sparse == on ? "all" : std::to_string(sparse),
+                                  on, name_of(phase), sparse == 1 && on > 1 ? "is" : "are"),
+                      join(choices, " ")});
     }
   }
 
@@ -103,9 +103,8 @@ class Writer {
       const auto end = [](double v) {
         return std::isinf(v) ? std::string("beyond the longest") : length_label(std::llround(v));
       };
-      reached.push_back(fmt::format("{}: {}{} [{}, {}]", pair,
-                                    c.length <= double(c.lengths.front().length) ? "at or below " : "",
-                                    end(c.length), end(c.interval.low), end(c.interval.high)));
+      reached.push_back(fmt::format("{}: {}{} [{}, {}]", pair, where_it_starts(c), end(c.length),
+                                    end(c.interval.low), end(c.interval.high)));
     }
     if (reached.empty() && missed.empty()) return;
     out_.push_back(
@@ -116,7 +115,19 @@ class Writer {
          (reached.empty() ? ""
                           : "From these lengths on, with " + percent(a_.options.confidence) +
                                 " bootstrap intervals: " + join(reached, "; ") + ". ") +
-             (missed.empty() ? "" : "Not reached: " + join(missed, "; ") + ".")});
+             (missed.empty() ? ""
+                             : fmt::format("Not reached in the other {}.", plural(missed.size(), "pair")))});
+  }
+
+  /// A crossover at a measured length says less when the reason is that nothing was affordable (or measured)
+  /// below.
+  static const char* where_it_starts(const Crossover& c) {
+    if (c.length <= double(c.lengths.front().length)) return "at or below ";
+    for (std::size_t i = 1; i < c.lengths.size(); ++i) {
+      if (double(c.lengths[i].length) == c.length && std::isnan(c.lengths[i - 1].advantage))
+        return "affordable first at ";
+    }
+    return "";
   }
 
   void largest() {
@@ -268,6 +279,11 @@ class Writer {
                                    share * double(none)),
          fmt::format("{} outputs held no answer (they score 0), {} were cut at the output limit.{}", none,
                      cut, reason.empty() ? "" : " First failure: " + reason)});
+  }
+
+  std::size_t sparse_methods() const {
+    return std::size_t(std::count_if(table_.method_phase.begin(), table_.method_phase.end(),
+                                     [](Phase phase) { return phase != Phase::kDense; }));
   }
 
   static std::string percent(double share) { return fmt::format("{:.0f} %", 100 * share); }
