@@ -30,7 +30,15 @@ int main(int argc, char** argv) {
   CLI::App app{"Lacuna: how much attention can be left out, by which method, at which size and length?"};
   app.require_subcommand(1);
   app.set_version_flag("--version", LACUNA_VERSION);
+  lacuna::add_plan_command(app);
+  lacuna::add_run_command(app);
+  lacuna::add_status_command(app);
+  lacuna::add_retry_command(app);
+  lacuna::add_merge_command(app);
+  lacuna::add_export_command(app);
   lacuna::add_generate_command(app);
+  lacuna::add_attend_command(app);
+  lacuna::add_strategies_command(app);
   lacuna::add_tasks_command(app);
   lacuna::add_sbatch_command(app);
   lacuna::add_analyze_command(app);
@@ -38,6 +46,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     return 0;
+  } catch (const CLI::RuntimeError& e) {
+    return e.get_exit_code();  // a verb that ends with a code of its own
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;
   } catch (const lacuna::Error& e) {

@@ -105,14 +105,15 @@ class MemoryCheck {
               const std::vector<ModelCheck>& models)
       : sweep_(sweep), grid_(grid), services_(services), hardware_(hardware), models_(models) {}
 
-  std::int64_t bytes(const JobGroup& group, int cells, int tp) const {
+  MemoryPlan plan(const JobGroup& group, int cells, int tp) const {
     const ModelCheck& model = models_[at(group.model)];
-    if (!model.shape) return 0;
+    if (!model.shape) return {};
     const ModelFacts facts = model.facts ? *model.facts : facts_from(*model.shape);
-    return services_
-        .plan_memory(facts, hardware_.device, tp, group.length,
-                     group.max_new_tokens + kept_tokens(grid_, group), cells)
-        .total();
+    return services_.plan_memory(facts, hardware_.device, tp, group.length,
+                                 group.max_new_tokens + kept_tokens(grid_, group), cells);
+  }
+  std::int64_t bytes(const JobGroup& group, int cells, int tp) const {
+    return plan(group, cells, tp).total();
   }
 
   /// Most cells of a group that fit into one job; 0 when not even one does.
@@ -201,6 +202,15 @@ NominalSparsity nominal_sparsity(const StrategySpec& spec, const SweepLevel& lev
     s.decode = std::max(s.decode, std::clamp(own, 0.0, 1.0));
   }
   return s;
+}
+
+HardwareProfile cpu_profile_guess() {
+  return {.name = "cpu-guess",
+          .linear_flops_per_s = 5e10,
+          .attention_flops_per_s = 2e10,
+          .bytes_per_s = 1e10,
+          .link_bytes_per_s = 5e9,
+          .step_overhead_s = 1e-4};
 }
 
 double load_seconds(const ModelShape& shape, int tp, double bytes_per_element) {

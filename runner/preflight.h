@@ -40,6 +40,7 @@ struct JobCost {
 struct Preflight {
   std::vector<ModelCheck> models;         ///< Of the sweep.
   std::vector<std::string> cell_problem;  ///< Of the grid; empty: can run.
+  std::vector<MemoryPlan> plans;          ///< Of the groups, per rank.
   std::vector<JobCost> costs;             ///< Of the grid's groups, after they were split for memory.
 
   bool can_run(int cell) const { return cell_problem[static_cast<std::size_t>(cell)].empty(); }
@@ -56,6 +57,10 @@ struct NominalSparsity {
   double prefill = 0, decode = 0;
 };
 NominalSparsity nominal_sparsity(const StrategySpec& spec, const SweepLevel& level, std::int64_t length);
+
+/// For CPU runs without a measured profile: about what two cores do. Good for the order of jobs, not for
+/// promises.
+HardwareProfile cpu_profile_guess();
 
 /// Seconds to load a model's shard from disk, at kLoadBytesPerSecond.
 inline constexpr double kLoadBytesPerSecond = 1e9;

@@ -1,6 +1,8 @@
 // The folder of a run, and what is known about every sample of it.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -23,6 +25,10 @@ struct RunPaths {
   std::string retries() const { return out + "/retries"; }
   std::string results() const { return out + "/results.h5"; }
   std::string complete() const { return out + "/COMPLETE"; }
+  /// Of one shard: its share of the jobs is done.
+  std::string complete(int shard, int shards) const {
+    return fmt::format("{}/COMPLETE.{}-of-{}", out, shard, shards);
+  }
 };
 
 /// Differences that a resumed run would have to swallow: settings that changed, cells that are gone, fewer

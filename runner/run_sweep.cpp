@@ -211,6 +211,7 @@ class Head {
     }
     std::error_code ignored;
     std::filesystem::remove(paths_.complete(), ignored);
+    std::filesystem::remove(paths_.complete(options_.shard, options_.shards), ignored);
     state_ = std::make_unique<RunState>(real_file_system(), grid_, std::vector<std::string>{paths_.out});
     state_->poll();
     for (const auto& issue : state_->issues())
@@ -232,10 +233,11 @@ class Head {
 
   /// Checks everything that can be known beforehand and lays out the jobs.
   void prepare(const std::vector<RankFacts>& ranks) {
-    Hardware hardware{.device = ranks[0].device,
-                      .ranks = static_cast<int>(ranks.size()),
-                      .memory = ranks[0].memory,
-                      .profile = ranks[0].device == Device::kCuda ? datasheet_profiles()[0] : cpu_guess()};
+    Hardware hardware{
+        .device = ranks[0].device,
+        .ranks = static_cast<int>(ranks.size()),
+        .memory = ranks[0].memory,
+        .profile = ranks[0].device == Device::kCuda ? datasheet_profiles()[0] : cpu_profile_guess()};
     std::map<std::string, int> nodes;
     Json hosts = Json::array();
     for (const auto& rank : ranks) {
@@ -316,16 +318,6 @@ class Head {
   static double now_seconds() {
     return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   }
-  /// Only the order of jobs depends on it: about what two cores do.
-  static HardwareProfile cpu_guess() {
-    return {.name = "cpu",
-            .linear_flops_per_s = 5e10,
-            .attention_flops_per_s = 2e10,
-            .bytes_per_s = 1e10,
-            .link_bytes_per_s = 5e9,
-            .step_overhead_s = 1e-4};
-  }
-
   Json data_fingerprints() const {
     Json data = Json::object();
     for (const auto& task : sweep_.tasks) {
@@ -366,22 +358,34 @@ class Head {
     state_->poll();
   }
 
+  /// Nothing is pending of what this shard has to do.
+  bool share_is_done(const RunState& state) const {
+    for (const auto& group : grid_.groups) {
+      for (const int cell : group.cells) {
+        for (int sample = 0; sample < grid_.cells[at(cell)].samples; ++sample) {
+          if (in_shard(grid_, group, sample, options_) && !state.cell_failed(cell) &&
+              state.state(cell, sample) == SampleState::kPending)
+            return false;
+        }
+      }
+    }
+    return true;
+  }
+
   void finish(const RunState& state) {
     const auto counts = state.counts();
     launch_file_->set("ended", now_seconds());
     launch_file_->set("interrupted", interrupted_);
     launch_file_->write();
-    if (counts.pending() == 0) {
-      write_file_atomically(paths_.complete(), Json{{"sweep", sweep_.name},
-                                                    {"sweep_hash", sweep_.hash()},
-                                                    {"samples", counts.total},
-                                                    {"ok", counts.ok},
-                                                    {"failed", counts.failed},
-                                                    {"launch", launch_},
-                                                    {"finished", now_seconds()}}
-                                                       .dump(1) +
-                                                   "\n");
-    }
+    const std::string marker =
+        Json{{"sweep", sweep_.name},     {"sweep_hash", sweep_.hash()}, {"samples", counts.total},
+             {"ok", counts.ok},          {"failed", counts.failed},     {"launch", launch_},
+             {"finished", now_seconds()}}
+            .dump(1) +
+        "\n";
+    if (options_.shards > 1 && share_is_done(state))
+      write_file_atomically(paths_.complete(options_.shard, options_.shards), marker);
+    if (counts.pending() == 0) write_file_atomically(paths_.complete(), marker);
     exit_code_ = interrupted_ ? kExitInterrupted : counts.failed > 0 ? kExitSomeFailed : kExitDone;
     if (interrupted_ && counts.pending() == 0) exit_code_ = counts.failed > 0 ? kExitSomeFailed : kExitDone;
     log::info("{}: {} of {} samples done, {} failed, {} pending; {}", interrupted_ ? "stopped" : "finished",

@@ -9,7 +9,15 @@ class App;
 namespace lacuna {
 
 // In the order of main.cpp.
+void add_plan_command(CLI::App& app);
+void add_run_command(CLI::App& app);
+void add_status_command(CLI::App& app);
+void add_retry_command(CLI::App& app);
+void add_merge_command(CLI::App& app);
+void add_export_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
+void add_attend_command(CLI::App& app);
+void add_strategies_command(CLI::App& app);
 void add_tasks_command(CLI::App& app);
 void add_sbatch_command(CLI::App& app);
 void add_analyze_command(CLI::App& app);
