@@ -92,6 +92,7 @@ class EngineImpl final : public Engine {
   /// Address space on the CPU, where memory is taken when touched; on CUDA what the weights left, less a
   /// reserve.
   std::size_t kv_budget() const {
+    if (options_.kv_bytes > 0) return static_cast<std::size_t>(options_.kv_bytes);
     const auto free = static_cast<double>(ops_->free_bytes());
     return static_cast<std::size_t>(options_.device == Device::kCpu ? free : free * 0.7);
   }
@@ -301,7 +302,9 @@ void EngineImpl::take_tokens(const JobRequest& request, std::span<Running*> batc
     const std::size_t row = rows == 1 ? 0 : i;
     const std::int32_t index =
         indices[row] < 0 ? -1 : indices[row] + static_cast<std::int32_t>(shard_.vocab_begin);
-    if (index < 0 && errors[i].empty()) errors[i] = "the model computed logits that are not numbers";
+    if ((index < 0 || std::isinf(values[row])) && errors[i].empty()) {
+      errors[i] = "the model computed logits that are not finite numbers";
+    }
     mine[i] = {.value = values[row], .index = index, .failed = errors[i].empty() ? 0 : 1};
   }
   ops_->all_gather_host(mine.data(), all.data(), mine.size() * sizeof(Candidate), communicator_);

@@ -26,6 +26,8 @@ struct EngineOptions {
   /// ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}). Recorded, never
   /// silent.
   std::optional<std::string> rope_override;
+  /// Most bytes of this rank's KV cache; 0: what the device has left.
+  std::int64_t kv_bytes = 0;
 };
 
 /// What is compared between runs: everything that identifies the model and how it was laid out.

@@ -36,7 +36,7 @@ class MappedMemory final : public KvMemory {
   explicit MappedMemory(std::size_t bytes) {
     // A limit on address space (ulimit -v) may refuse what memory would allow: ask for less until it is
     // granted.
-    for (bytes_ = bytes; bytes_ >= (std::size_t{1} << 20); bytes_ /= 2) {
+    for (bytes_ = bytes; bytes_ >= (std::size_t{64} << 10); bytes_ /= 2) {
       base_ =
           mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (base_ != MAP_FAILED) return;
