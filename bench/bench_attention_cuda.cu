@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/cuda/attention_cuda.h"
+#include "attention/cuda/select_cuda.h"
 #include "core/cuda.h"
 #include "core/tensor.h"
 
@@ -251,6 +252,59 @@ void bench_lists(std::int64_t tokens) {
   run("vertical_slash 1024 2048, random", random_vertical_slash(tokens, 1024, 2048), false);
 }
 
+/// What vertical_slash (k of each) or flexprefill (mass) do before attention, step by step.
+void bench_slash_index(std::int64_t tokens, int window, int k, float mass) {
+  const PrefillData data(tokens);
+  const auto n = static_cast<std::size_t>(tokens);
+  const std::size_t cells = n * kQHeads;
+  const std::int64_t blocks = (tokens + 63) / 64;
+  const Buffer sums(cells * 4, Buffer::Kind::kDevice), diagonals(cells * 4, Buffer::Kind::kDevice);
+  const Buffer columns(cells * 4, Buffer::Kind::kDevice), offsets(cells * 4, Buffer::Kind::kDevice);
+  const Buffer packed(cells * 4, Buffer::Kind::kDevice), counts(4096, Buffer::Kind::kDevice);
+  const std::int64_t max_ranges = kQHeads * blocks * std::min<std::int64_t>(blocks, 4 * k);
+  const Buffer ranges(static_cast<std::size_t>(max_ranges) * sizeof(KeyRange), Buffer::Kind::kDevice);
+  const Buffer begin(static_cast<std::size_t>(kQHeads * blocks + 1) * 8, Buffer::Kind::kDevice);
+  const std::size_t bytes = window_scores_workspace_bytes(data.input.info, tokens, window, true);
+  const Buffer workspace(bytes, Buffer::Kind::kDevice);
+  LACUNA_CUDA_TRY(cudaMemset(counts.data(), 0, counts.bytes()));
+  const auto scores = [&](cudaStream_t s) {
+    window_scores_cuda(data.input, window,
+                       {.column_sum = sums.as<float>(), .diagonal_sum = diagonals.as<float>()},
+                       {workspace.data(), workspace.bytes()}, s);
+  };
+  const auto choose = [&](cudaStream_t s) {
+    TopKParams top;
+    top.scores = sums.as<float>(), top.score_stride = tokens, top.rows = kQHeads,
+    top.n = static_cast<int>(tokens);
+    top.k = k, top.first = 4, top.mass = mass, top.mass_total = static_cast<float>(window);
+    top.indices = columns.as<std::int32_t>(), top.index_stride = tokens,
+    top.counts = counts.as<std::int32_t>();
+    top_k_cuda(top, s);
+    top.scores = diagonals.as<float>(), top.first = 64;
+    top.indices = offsets.as<std::int32_t>(), top.counts = counts.as<std::int32_t>() + 64;
+    top_k_cuda(top, s);
+  };
+  const auto lists = [&](cudaStream_t s) {
+    SlashListsParams params;
+    params.columns = columns.as<std::int32_t>(), params.column_counts = counts.as<std::int32_t>();
+    params.offsets = offsets.as<std::int32_t>(), params.offset_counts = counts.as<std::int32_t>() + 64;
+    params.column_stride = params.offset_stride = tokens;
+    params.heads = kQHeads, params.tokens = tokens;
+    TileListsOut out;
+    out.ranges = ranges.as<KeyRange>(), out.max_ranges = max_ranges,
+    out.range_begin = begin.as<std::int64_t>();
+    out.columns = packed.as<std::int32_t>(), out.column_begin = counts.as<std::int64_t>() + 128;
+    out.overflow = counts.as<int>() + 512;
+    slash_lists_cuda(params, out, s);
+  };
+  const double score_ms = time_ms(scores, 60), choose_ms = time_ms(choose, 60), list_ms = time_ms(lists, 60);
+  std::printf(
+      "index %-14s W %4d          %7lld  scores %7.3f ms  top %7.3f ms  lists %7.3f ms  total %7.3f ms\n",
+      mass < 0 ? "vertical_slash" : "flexprefill", window, static_cast<long long>(tokens), score_ms,
+      choose_ms, list_ms, score_ms + choose_ms + list_ms);
+  std::fflush(stdout);
+}
+
 void bench_decode(std::int64_t tokens) {
   constexpr std::int64_t kPageElements = 2 * kPageTokens * kHeadDim;
   constexpr int kCopies = 4;  // rotated, so that the L2 cache cannot hold the pages
@@ -311,6 +365,10 @@ int main_of(int argc, char** argv) {
   const std::int64_t longest = argc > 2 ? std::atoll(argv[2]) : 131072;
   if (what == "dense" || what == "all") bench_dense(longest);
   if (what == "lists" || what == "all") bench_lists(longest);
+  if (what == "index" || what == "all") {
+    bench_slash_index(longest, 256, 512, -1.0f);
+    bench_slash_index(longest, 512, 512, 0.7f);
+  }
   if (what == "decode" || what == "all") {
     for (std::int64_t tokens = 16384; tokens <= longest; tokens *= 2) bench_decode(tokens);
   }

@@ -100,18 +100,6 @@ __global__ void __launch_bounds__(T::kThreads) decode_kernel(const __grid_consta
     return;
   }
 
-  // q as the A operand of mma; rows beyond the group are zero.
-  std::uint32_t q[T::kHeadDim / 16][4];
-  const auto* q_row = reinterpret_cast<const std::uint32_t*>(
-      args.q + (static_cast<std::int64_t>(batch) * args.q_heads + head) * T::kHeadDim);
-#pragma unroll
-  for (int step = 0; step < T::kHeadDim / 16; ++step)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + (i & 1) * 8;
-      q[step][i] = row < rows ? q_row[row * (T::kHeadDim / 2) + step * 8 + (i >> 1) * 4 + (lane & 3)] : 0u;
-    }
-
   const int begin = run * work.pages_per_run;
   const int count = min(work.pages_per_run, work.pages - begin);
   const int mine = count > warp ? (count - warp + T::kWarps - 1) / T::kWarps : 0;  // pages of this warp
@@ -164,6 +152,18 @@ __global__ void __launch_bounds__(T::kThreads) decode_kernel(const __grid_consta
   }
   numbers[T::kStages - 1] = 0;
 
+  // q as the A operand of mma; rows beyond the group are zero.
+  std::uint32_t q[T::kHeadDim / 16][4];
+  const auto* q_row = reinterpret_cast<const std::uint32_t*>(
+      args.q + (static_cast<std::int64_t>(batch) * args.q_heads + head) * T::kHeadDim);
+#pragma unroll
+  for (int step = 0; step < T::kHeadDim / 16; ++step)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + (i & 1) * 8;
+      q[step][i] = row < rows ? q_row[row * (T::kHeadDim / 2) + step * 8 + (i >> 1) * 4 + (lane & 3)] : 0u;
+    }
+
   int stage = 0;
   for (int i = 0; i < mine; ++i) {
     copy_async_wait<T::kStages - 2>();
@@ -192,8 +192,7 @@ __global__ void __launch_bounds__(T::kThreads) decode_kernel(const __grid_consta
     }
     float rescale[2];
     softmax.update(s, scale_log2, rescale);
-#pragma unroll
-    for (int j = 0; j < T::kHeadDim / 2; ++j) o[j] *= rescale[(j >> 1) & 1];
+    rescale_rows(o, rescale);
     std::uint32_t p[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) p[j] = pack_bf16(s[2 * j], s[2 * j + 1]);
@@ -261,20 +260,43 @@ __global__ void __launch_bounds__(T::kThreads) decode_kernel(const __grid_consta
   __syncthreads();
   if (!shared.last) return;
   __threadfence();
-  for (int i = static_cast<int>(threadIdx.x); i < rows * T::kHeadDim; i += T::kThreads) {
-    const int row = i / T::kHeadDim;
+  // The weight of every run for every row, once; then each thread adds up channels with many loads in flight.
+  float* weight = reinterpret_cast<float*>(raw);  // [runs][16]; the ring is done with
+  for (int row = warp; row < rows; row += T::kWarps) {
     float top = -INFINITY;
-    for (int r = 0; r < work.runs; ++r) top = fmaxf(top, __ldcg(&partial_state[r * T::kRows + row]).x);
-    float total = 0.0f, value = 0.0f;
-#pragma unroll 4
-    for (int r = 0; r < work.runs; ++r) {
+    for (int r = lane; r < work.runs; r += 32) top = fmaxf(top, __ldcg(&partial_state[r * T::kRows + row]).x);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2)
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, distance));
+    float total = 0.0f;
+    for (int r = lane; r < work.runs; r += 32) {
       const float2 state = __ldcg(&partial_state[r * T::kRows + row]);
-      const float weight = merge_weight(state.x, top, scale_log2);
-      total = fmaf(state.y, weight, total);
-      value =
-          fmaf(__ldcg(&partial_o[static_cast<std::int64_t>(r) * T::kRows * T::kHeadDim + i]), weight, value);
+      const float w = merge_weight(state.x, top, scale_log2);
+      weight[r * T::kRows + row] = w;
+      total = fmaf(state.y, w, total);
     }
-    out[i] = __float2bfloat16(total > 0.0f ? value / total : 0.0f);
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) total += __shfl_xor_sync(~0u, total, distance);
+    const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+    for (int r = lane; r < work.runs; r += 32) weight[r * T::kRows + row] *= inverse;
+  }
+  __syncthreads();
+  const auto* quads = reinterpret_cast<const float4*>(partial_o);
+  constexpr int kQuads = T::kRows * T::kHeadDim / 4;  // of one run
+  for (int i = static_cast<int>(threadIdx.x); i < rows * T::kHeadDim / 4; i += T::kThreads) {
+    const float* w = weight + i * 4 / T::kHeadDim;
+    float4 value{};
+#pragma unroll 16
+    for (int r = 0; r < work.runs; ++r) {
+      const float4 x = __ldcg(&quads[r * kQuads + i]);
+      const float factor = w[r * T::kRows];
+      value.x = fmaf(x.x, factor, value.x);
+      value.y = fmaf(x.y, factor, value.y);
+      value.z = fmaf(x.z, factor, value.z);
+      value.w = fmaf(x.w, factor, value.w);
+    }
+    *reinterpret_cast<uint2*>(out + i * 4) =
+        make_uint2(pack_bf16(value.x, value.y), pack_bf16(value.z, value.w));
   }
   if (threadIdx.x == 0) args.counters[group] = 0;  // ready for the next call, or the next replay of a graph
 }

@@ -8,10 +8,10 @@ namespace lacuna {
 
 inline constexpr int kScanThreads = 1024;
 
-/// On entry range_begin[1 + i] is the number of ranges of list i; on exit range_begin is the CSR index. A list that does
-/// not fit into max_ranges is cut, and overflow is set.
-static __global__ void list_scan_kernel(std::int64_t* range_begin, std::int64_t lists, std::int64_t max_ranges,
-                                        int* overflow) {
+/// On entry range_begin[1 + i] is the number of ranges of list i; on exit range_begin is the CSR index. A
+/// list that does not fit into max_ranges is cut, and overflow is set.
+static __global__ void list_scan_kernel(std::int64_t* range_begin, std::int64_t lists,
+                                        std::int64_t max_ranges, int* overflow) {
   __shared__ std::int64_t warp_total[kScanThreads / 32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
   std::int64_t before = 0;

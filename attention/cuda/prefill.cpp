@@ -136,6 +136,9 @@ void attention_prefill_cuda(const PrefillInput& input, const DeviceTileLists& li
   LACUNA_REQUIRE(lists.dense || block == 16 || block == 32 || block == 64 || block == 128,
                  "attention on CUDA: row blocks of {} are not supported; use 16, 32, 64 or 128", block);
 
+  LACUNA_CHECK(lists.dense || reinterpret_cast<std::uintptr_t>(lists.ranges) % 8 == 0,
+               "ranges must be aligned to 8");
+
   const Layout layout(lists, head_dim);
   if (workspace.bytes < layout.total)
     throw_resource("attention prefill needs {} bytes of workspace, got {}", layout.total, workspace.bytes);
@@ -156,6 +159,8 @@ void attention_prefill_cuda(const PrefillInput& input, const DeviceTileLists& li
   args.group = info.q_heads_total / info.kv_heads_total;
   args.head_base = info.q_head_begin;
   args.kv_base = info.kv_head_begin;
+  const bool whole = args.q_heads % args.group == 0 && args.head_base % args.group == 0;
+  args.pass_heads = whole ? args.group : args.q_heads;
   args.scale = info.scale;
   args.softcap = info.softcap;
   args.window = info.window;

@@ -42,6 +42,7 @@ struct PrefillArgs {
   int group;      ///< query heads per kv head
   int head_base;  ///< kv head of q head h: (head_base + h) / group - kv_base
   int kv_base;
+  int pass_heads;  ///< query heads worked on at the same time: a kv head's group where groups are whole
   float scale;
   float softcap;
   int window;  ///< 0: none

@@ -57,14 +57,16 @@ struct RingPlace {
   }
 };
 
-/// Work items are numbered from the last query rows to the first, because those take longest, and the heads
-/// of one row tile follow each other, so that the query heads of a kv head meet in the L2 cache.
+/// Work items are numbered kv head by kv head, so that all multiprocessors read the same K and V and meet in
+/// the L2 cache; within a kv head from the last query rows to the first, because those take longest.
 struct WorkItem {
   int head, first_row;
   __device__ WorkItem(int work, const PrefillArgs& args, int rows) {
     const int row_tiles = (args.tokens + rows - 1) / rows;
-    first_row = (row_tiles - 1 - work / args.q_heads) * rows;
-    head = work % args.q_heads;
+    const int per_pass = row_tiles * args.pass_heads;
+    const int inside = work % per_pass;
+    first_row = (row_tiles - 1 - inside / args.pass_heads) * rows;
+    head = work / per_pass * args.pass_heads + inside % args.pass_heads;
   }
 };
 
@@ -238,11 +240,6 @@ class HopperConsumer {
     __syncwarp();
     if (lane_ == 0) hopper::barrier_arrive(barrier);
   }
-  __device__ void rescale_output(const float (&factor)[2]) {
-#pragma unroll
-    for (int i = 0; i < T::kHeadDim / 2; ++i) o_[i] *= factor[(i >> 1) & 1];
-  }
-
   /// Causal mask and window of a tile that starts at `start`.
   __device__ void mask_dense(float (&s)[T::kKeys / 2], int start) const {
     const bool causal = start + T::kKeys - 1 > row_;
@@ -292,7 +289,7 @@ class HopperConsumer {
       pin(o_);
       release(&shared_.v_empty[pending.stage]);
       HopperMma<T>::pack(p, s);
-      rescale_output(rescale);
+      rescale_rows(o_, rescale);
       pending = place_;
       place_.advance();
     }
@@ -358,7 +355,7 @@ class HopperConsumer {
       mask_listed(s, place_.stage);
       softmax_.update(s, scale_log2_, rescale);
       HopperMma<T>::pack(p, s);
-      rescale_output(rescale);
+      rescale_rows(o_, rescale);
       auto pending = place_;
       place_.advance();
 
@@ -384,7 +381,7 @@ class HopperConsumer {
         pin(o_);
         release(&shared_.v_empty[pending.stage]);
         HopperMma<T>::pack(p, s);
-        rescale_output(rescale);
+        rescale_rows(o_, rescale);
         pending = place_;
         place_.advance();
         ahead = 1;

@@ -154,8 +154,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   // Last rows first: they take longest.
   const int row_tiles = (args.tokens + T::kRows - 1) / T::kRows;
-  const int head = static_cast<int>(blockIdx.x) % args.q_heads;
-  const int first_row = (row_tiles - 1 - static_cast<int>(blockIdx.x) / args.q_heads) * T::kRows;
+  const int per_pass = row_tiles * args.pass_heads;
+  const int inside = static_cast<int>(blockIdx.x) % per_pass;
+  const int head = static_cast<int>(blockIdx.x) / per_pass * args.pass_heads + inside % args.pass_heads;
+  const int first_row = (row_tiles - 1 - inside / args.pass_heads) * T::kRows;
   const int slice_row = first_row + warp * kSliceRows;
   const int kv_head = kv_head_of(args, head);
   const __nv_bfloat16* k = args.k + kv_head * args.k_head_stride;
@@ -232,8 +234,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
       if (args.softcap > 0.0f) apply_softcap(s, args.scale, args.softcap);
       portable_mask<T>(s, args, entry, mask, shared.key[slot], slice_row);
       softmax.update(s, scale_log2, rescale);
-#pragma unroll
-      for (int i = 0; i < T::kHeadDim / 2; ++i) o[i] *= rescale[(i >> 1) & 1];
+      rescale_rows(o, rescale);
       portable_output<T>(o, s, shared.v[stage]);
     }
     if (T::kStages == 1) {

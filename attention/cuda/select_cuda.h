@@ -1,29 +1,32 @@
-// Choosing on the GPU what attention computes: the kernels behind the strategies. Asynchronous on `stream`, no
-// allocation, the same bits every time. The rules are those of docs/attention.md and of the CPU methods.
+// Choosing on the GPU what attention computes: the kernels behind the strategies. Asynchronous on `stream`,
+// no allocation, the same bits every time. The rules are those of docs/attention.md and of the CPU methods.
 #pragma once
 
 #include "attention/cuda/attention_cuda.h"
 
 namespace lacuna {
 
-// --- Attention weights of the last queries -------------------------------------------------------------------------
+// --- Attention weights of the last queries
+// -------------------------------------------------------------------------
 
-/// What window_scores_cuda writes; null: not wanted. P[i][j] is the softmax weight of the last min(window, tokens)
-/// queries i, as in methods/window_scores.h.
+/// What window_scores_cuda writes; null: not wanted. P[i][j] is the softmax weight of the last min(window,
+/// tokens) queries i, as in methods/window_scores.h.
 struct WindowScoresOut {
   float* column_sum = nullptr;    ///< [q_heads, tokens]: sum over i of P[i][j]
   float* column_max = nullptr;    ///< [q_heads, tokens]: max over i of P[i][j]
   float* diagonal_sum = nullptr;  ///< [q_heads, tokens]: sum over i of P[i][i - offset]
   int* not_finite = nullptr;      ///< [q_heads]: set to 1 where a score is NaN or infinite (never cleared)
 };
-void window_scores_cuda(const PrefillInput& input, int window, const WindowScoresOut& out, CudaWorkspace workspace,
-                        cudaStream_t stream);
-std::size_t window_scores_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int window, bool diagonals);
+void window_scores_cuda(const PrefillInput& input, int window, const WindowScoresOut& out,
+                        CudaWorkspace workspace, cudaStream_t stream);
+std::size_t window_scores_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int window,
+                                          bool diagonals);
 
-// --- Top-k and top-p -----------------------------------------------------------------------------------------------
+// --- Top-k and top-p
+// -----------------------------------------------------------------------------------------------
 
-/// Per row, the k largest of n scores; equal scores: the lower index wins. The first `first` and the last `last` entries
-/// count as infinite, so they are always taken. Indices come out ascending.
+/// Per row, the k largest of n scores; equal scores: the lower index wins. The first `first` and the last
+/// `last` entries count as infinite, so they are always taken. Indices come out ascending.
 struct TopKParams {
   const float* scores = nullptr;  ///< [rows, n] with stride score_stride
   std::int64_t score_stride = 0;
@@ -32,30 +35,33 @@ struct TopKParams {
   const std::int32_t* row_n = nullptr;  ///< device, [rows]: scores of each row, at most n; null: all have n
   int k = 0;                            ///< clamped to what a row has
   int first = 0, last = 0;
-  /// Top-p beside k: when mass >= 0, k rises to the length of the smallest prefix of the sorted row whose sum is above
-  /// mass * mass_total. The order for that knows no forced entries; the choice of that many then does.
+  /// Top-p beside k: when mass >= 0, k rises to the length of the smallest prefix of the sorted row whose sum
+  /// is above mass * mass_total. The order for that knows no forced entries; the choice of that many then
+  /// does.
   float mass = -1.0f;
-  float mass_total = 0.0f;  ///< 0: the sum of the row
-  bool append_n = false;  ///< adds index row_n[row] after the best: Quest's current page
+  float mass_total = 0.0f;          ///< 0: the sum of the row
+  bool append_n = false;            ///< adds index row_n[row] after the best: Quest's current page
   std::int32_t* indices = nullptr;  ///< [rows, index_stride]
   std::int64_t index_stride = 0;
   std::int32_t* counts = nullptr;  ///< [rows]
 };
 void top_k_cuda(const TopKParams& params, cudaStream_t stream);
 
-// --- Tile lists ----------------------------------------------------------------------------------------------------
+// --- Tile lists
+// ----------------------------------------------------------------------------------------------------
 
 /// Device memory for the lists that a selector makes.
 struct TileListsOut {
   KeyRange* ranges = nullptr;
-  std::int64_t max_ranges = 0;  ///< capacity of ranges; see overflow
+  std::int64_t max_ranges = 0;           ///< capacity of ranges; see overflow
   std::int64_t* range_begin = nullptr;   ///< [heads * row_blocks + 1]
   std::int32_t* columns = nullptr;       ///< [heads * max_columns]
   std::int64_t* column_begin = nullptr;  ///< [heads + 1]
   int* overflow = nullptr;  ///< set to 1 when max_ranges was too small; the lists are then cut short
 };
 
-/// Kept columns and diagonals (ascending, [heads, stride] with counts) to lists of 64-row blocks by the released rule
+/// Kept columns and diagonals (ascending, [heads, stride] with counts) to lists of 64-row blocks by the
+/// released rule
 /// (`exact`: the union of the blocks asked for): see methods/slash_lists.h.
 struct SlashListsParams {
   const std::int32_t* columns = nullptr;
@@ -70,20 +76,22 @@ struct SlashListsParams {
 };
 void slash_lists_cuda(const SlashListsParams& params, const TileListsOut& out, cudaStream_t stream);
 
-/// Block-sparse: mean-pools q and k over blocks of `block` rows, scores causal block pairs and keeps the first, the last
-/// two and the best others, `top` in all: see methods/prefill_block_sparse.cpp.
+/// Block-sparse: mean-pools q and k over blocks of `block` rows, scores causal block pairs and keeps the
+/// first, the last two and the best others, `top` in all: see methods/prefill_block_sparse.cpp.
 void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, const TileListsOut& out,
                              CudaWorkspace workspace, cudaStream_t stream);
 std::size_t block_sparse_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int block, int top);
 
-// --- Quest ---------------------------------------------------------------------------------------------------------
+// --- Quest
+// ---------------------------------------------------------------------------------------------------------
 
-/// Channel-wise minima and maxima of the keys of whole and partial pages: bf16 [heads, max_pages, 2, head_dim], minimum
-/// first. Pages from first_page[row] on are brought up to date; rows are [batch, kv_heads].
+/// Channel-wise minima and maxima of the keys of whole and partial pages: bf16 [heads, max_pages, 2,
+/// head_dim], minimum first. Pages from first_page[row] on are brought up to date; rows are [batch,
+/// kv_heads].
 struct PageBoundsParams {
   const void* pool = nullptr;
   std::int64_t page_elements = 0;
-  const DevicePagedHead* heads = nullptr;  ///< [rows]
+  const DevicePagedHead* heads = nullptr;    ///< [rows]
   const std::int32_t* first_page = nullptr;  ///< device, [rows]; null: only the last page of each row
   void* bounds = nullptr;
   std::int64_t max_pages = 0;
@@ -93,8 +101,9 @@ struct PageBoundsParams {
 };
 void update_page_bounds_cuda(const PageBoundsParams& params, cudaStream_t stream);
 
-/// Upper bounds of q . k per page, [rows, max_pages]: rows [batch, kv_heads] when `share` (sum over the group's heads),
-/// else [batch, q_heads]. Also writes the pages that may be chosen (all but the current one) to row_pages [rows].
+/// Upper bounds of q . k per page, [rows, max_pages]: rows [batch, kv_heads] when `share` (sum over the
+/// group's heads), else [batch, q_heads]. Also writes the pages that may be chosen (all but the current one)
+/// to row_pages [rows].
 struct PageScoresParams {
   const void* q = nullptr;       ///< bf16 [batch, q_heads, head_dim]
   const void* bounds = nullptr;  ///< as above
@@ -108,15 +117,16 @@ struct PageScoresParams {
 };
 void page_scores_cuda(const PageScoresParams& params, cudaStream_t stream);
 
-// --- Eviction ------------------------------------------------------------------------------------------------------
+// --- Eviction
+// ------------------------------------------------------------------------------------------------------
 
-/// Importance per kv head and token: mean (or maximum) over the query heads of the group, then an average pool of `kernel`
-/// tokens, absent terms zero. from [q_heads, tokens], to [kv_heads, tokens].
-void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum, int kernel,
-                          float* to, cudaStream_t stream);
+/// Importance per kv head and token: mean (or maximum) over the query heads of the group, then an average
+/// pool of `kernel` tokens, absent terms zero. from [q_heads, tokens], to [kv_heads, tokens].
+void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum,
+                          int kernel, float* to, cudaStream_t stream);
 
-/// Copies kept tokens of contiguous k and v into pages: kept [kv_heads, kept_stride] ascending with counts; page_ids
-/// [kv_heads, id_stride] give each head's pages.
+/// Copies kept tokens of contiguous k and v into pages: kept [kv_heads, kept_stride] ascending with counts;
+/// page_ids [kv_heads, id_stride] give each head's pages.
 struct CompactParams {
   HeadsView k, v;
   const std::int32_t* kept = nullptr;

@@ -1,5 +1,5 @@
-// From kept columns and diagonals to tile lists: one thread per row block walks the offsets twice, first to count its
-// ranges, then, once a scan has placed them, to write them.
+// From kept columns and diagonals to tile lists: one thread per row block walks the offsets twice, first to
+// count its ranges, then, once a scan has placed them, to write them.
 #include "attention/cuda/list_scan.cuh"
 #include "attention/cuda/select_cuda.h"
 #include "core/cuda.h"
@@ -10,9 +10,11 @@ namespace {
 
 constexpr int kBlock = 64;  ///< rows of a block and keys that an offset asks for
 
-/// Calls emit(start, end) for the ranges of rows [m, m + 64), from left to right; the rule of methods/slash_lists.h.
+/// Calls emit(start, end) for the ranges of rows [m, m + 64), from left to right; the rule of
+/// methods/slash_lists.h.
 template <class Emit>
-__device__ void walk_offsets(const std::int32_t* offsets, int count, int m, int tokens, bool exact, Emit&& emit) {
+__device__ void walk_offsets(const std::int32_t* offsets, int count, int m, int tokens, bool exact,
+                             Emit&& emit) {
   const int limit = min(m + kBlock, tokens);
   int low = 0, high = count;  // the first offset of m + 64 or more
   while (low < high) {
@@ -50,16 +52,18 @@ __global__ void slash_lists_kernel(const __grid_constant__ SlashListsParams para
   const std::int32_t* offsets = params.offsets + head * params.offset_stride;
   const int count = params.offset_counts[head];
   std::int64_t at = kWrite ? out.range_begin[slot] : 0;
-  walk_offsets(offsets, count, block * kBlock, static_cast<int>(params.tokens), params.exact, [&](int start, int end) {
-    if constexpr (kWrite) {
-      if (at < out.max_ranges) out.ranges[at] = {start, end - start};
-    }
-    ++at;
-  });
+  walk_offsets(offsets, count, block * kBlock, static_cast<int>(params.tokens), params.exact,
+               [&](int start, int end) {
+                 if constexpr (kWrite) {
+                   if (at < out.max_ranges) out.ranges[at] = {start, end - start};
+                 }
+                 ++at;
+               });
   if constexpr (!kWrite) out.range_begin[slot + 1] = at;
 }
 
-__global__ void place_columns_kernel(const __grid_constant__ SlashListsParams params, std::int64_t* column_begin) {
+__global__ void place_columns_kernel(const __grid_constant__ SlashListsParams params,
+                                     std::int64_t* column_begin) {
   std::int64_t at = 0;
   column_begin[0] = 0;
   for (int head = 0; head < params.heads; ++head) column_begin[head + 1] = at += params.column_counts[head];
@@ -67,7 +71,8 @@ __global__ void place_columns_kernel(const __grid_constant__ SlashListsParams pa
 __global__ void copy_columns_kernel(const __grid_constant__ SlashListsParams params,
                                     const __grid_constant__ TileListsOut out) {
   const int head = static_cast<int>(blockIdx.x);
-  for (int i = static_cast<int>(threadIdx.x); i < params.column_counts[head]; i += static_cast<int>(blockDim.x))
+  for (int i = static_cast<int>(threadIdx.x); i < params.column_counts[head];
+       i += static_cast<int>(blockDim.x))
     out.columns[out.column_begin[head] + i] = params.columns[head * params.column_stride + i];
 }
 

@@ -59,7 +59,8 @@ struct SoftmaxState {
       top = quad_max(top);
       // A row that has seen no key yet has maximum -inf; shifting by 0 keeps exp2(-inf) = 0 instead of NaN.
       const float shift = top == -INFINITY ? 0.0f : top * scale_log2;
-      rescale[r] = exp2_fast(max[r] * scale_log2 - shift);
+      // Exactly 1 while the maximum stands, so that callers may leave out the multiplication.
+      rescale[r] = max[r] == top ? 1.0f : exp2_fast(max[r] * scale_log2 - shift);
       max[r] = top;
       float total = 0.0f;
 #pragma unroll
@@ -72,6 +73,14 @@ struct SoftmaxState {
     }
   }
 };
+
+/// Multiplies output accumulators by the rescale factors, unless no row of the warp has a new maximum.
+template <int kCount>
+__device__ inline void rescale_rows(float (&o)[kCount], const float (&factor)[2]) {
+  if (!__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) o[i] *= factor[(i >> 1) & 1];
+}
 
 template <int kCount>
 __device__ inline void apply_softcap(float (&s)[kCount], float scale, float softcap) {

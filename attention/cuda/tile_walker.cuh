@@ -2,6 +2,8 @@
 // is loaded once for all slices, and each slice has a bit mask of the keys that its own list holds.
 #pragma once
 
+#include <vector_types.h>
+
 #include <climits>
 #include <cstdint>
 
@@ -40,8 +42,10 @@ class TileWalker {
     }
     if (lane_ < kSlices && row < rows) {
       const std::int64_t block = head * args.row_blocks + row / args.row_block;
-      it_ = args.ranges + args.range_begin[block];
-      end_ = args.ranges + args.range_begin[block + 1];
+      const auto* ranges = reinterpret_cast<const int2*>(args.ranges);  // KeyRange: start, width
+      it_ = ranges + args.range_begin[block];
+      end_ = ranges + args.range_begin[block + 1];
+      if (it_ != end_) ahead_ = __ldg(it_);
       first_key_ = window > 0 ? max(0, row - window + 1) : 0;
       end_key_ = min(row + kSliceRows, rows);
       if (column_count_ > 0) masks_ = args.column_masks + block * args.mask_words;
@@ -86,13 +90,14 @@ class TileWalker {
   __device__ int column_count() const { return column_count_; }
 
  private:
-  /// The next range of this lane's list, cut to what its rows may see.
+  /// The next range of this lane's list, cut to what its rows may see. The range after it is already under
+  /// way.
   __device__ void fetch() {
     lo_ = INT_MAX;
     while (it_ != end_) {
-      const int start = __ldg(&it_->start);
-      const int stop = min(start + __ldg(&it_->width), end_key_);
-      ++it_;
+      const int start = ahead_.x;
+      const int stop = min(start + ahead_.y, end_key_);
+      if (++it_ != end_) ahead_ = __ldg(it_);
       if (start >= end_key_) {
         it_ = end_;
         return;
@@ -120,8 +125,9 @@ class TileWalker {
     return mask;
   }
 
-  const KeyRange* it_;
-  const KeyRange* end_;
+  const int2* it_;
+  const int2* end_;
+  int2 ahead_;
   const std::uint64_t* masks_;
   const std::int32_t* columns_;
   int column_count_;

@@ -1,5 +1,5 @@
-// Top-k and top-p by radix descent: the threshold is found two bits at a time by counting, so that there are no atomics
-// and sums have a fixed order.
+// Top-k and top-p by radix descent: the threshold is found two bits at a time by counting, so that there are
+// no atomics and sums have a fixed order.
 #include <cmath>
 #include <cstdint>
 
@@ -42,13 +42,15 @@ __device__ __forceinline__ void block_sum(Value (&value)[kCount], Value (*parts)
   const int warp = static_cast<int>(threadIdx.x) >> 5;
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
-    for (int distance = 16; distance > 0; distance /= 2) value[c] += __shfl_down_sync(~0u, value[c], distance);
+    for (int distance = 16; distance > 0; distance /= 2)
+      value[c] += __shfl_down_sync(~0u, value[c], distance);
     if (lane == 0) parts[c][warp] = value[c];
   }
   __syncthreads();
   for (int c = warp; c < kCount; c += kWarps) {
     Value total = lane < kWarps ? parts[c][lane] : Value{0};
-    for (int distance = kMaxWarps / 2; distance > 0; distance /= 2) total += __shfl_down_sync(~0u, total, distance);
+    for (int distance = kMaxWarps / 2; distance > 0; distance /= 2)
+      total += __shfl_down_sync(~0u, total, distance);
     if (lane == 0) totals[c] = total;
   }
   __syncthreads();
@@ -89,9 +91,11 @@ struct Search {
     }
   }
 
-  /// The largest key t such that the entries with keys of t and more are at least k and, when wanted_mass >= 0, weigh
-  /// more than that. `wanted` of the entries equal to t are needed. Zero and all when no t is enough.
-  __device__ __forceinline__ void threshold(int k, double wanted_mass, std::uint32_t& t, int& above, int& wanted) const {
+  /// The largest key t such that the entries with keys of t and more are at least k and, when wanted_mass >=
+  /// 0, weigh more than that. `wanted` of the entries equal to t are needed. Zero and all when no t is
+  /// enough.
+  __device__ __forceinline__ void threshold(int k, double wanted_mass, std::uint32_t& t, int& above,
+                                            int& wanted) const {
     t = 0;
     for (int shift = 30; shift >= 0; shift -= 2) {
       int counts[3] = {0, 0, 0};
@@ -109,7 +113,8 @@ struct Search {
       std::uint32_t digit = 0;
 #pragma unroll
       for (int c = 0; c < 3; ++c)
-        if (counts[c] >= k && (wanted_mass < 0 || masses[c] > wanted_mass)) digit = static_cast<std::uint32_t>(c) + 1;
+        if (counts[c] >= k && (wanted_mass < 0 || masses[c] > wanted_mass))
+          digit = static_cast<std::uint32_t>(c) + 1;
       t |= digit << shift;
     }
     int counts[2] = {0, 0};

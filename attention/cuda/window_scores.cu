@@ -28,8 +28,8 @@ struct Layout {
     column_sum = take(columns * sizeof(float));
     column_max = take(columns * sizeof(float));
     diagonal = take(!diagonals ? 0
-                               : heads * static_cast<std::size_t>(row_blocks) * static_cast<std::size_t>(spans) *
-                                     kWindowDiagonals * sizeof(float));
+                               : heads * static_cast<std::size_t>(row_blocks) *
+                                     static_cast<std::size_t>(spans) * kWindowDiagonals * sizeof(float));
   }
 
  private:
@@ -41,8 +41,8 @@ struct Layout {
 };
 
 /// One warp per (head, row): lanes take spans in turn, then meet pairwise.
-__global__ void join_rows_kernel(const float2* part, float2* state, int q_heads, int rows, int rows_padded, int spans,
-                                 int* not_finite) {
+__global__ void join_rows_kernel(const float2* part, float2* state, int q_heads, int rows, int rows_padded,
+                                 int spans, int* not_finite) {
   const int warp = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) >> 5);
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (warp >= q_heads * rows_padded) return;
@@ -51,10 +51,9 @@ __global__ void join_rows_kernel(const float2* part, float2* state, int q_heads,
   float top = -INFINITY, sum = 0.0f;
   const auto merge = [&](float other_top, float other_sum) {
     const float high = fmaxf(top, other_top);
-    const float a = top == -INFINITY ? 0.0f : sum * exp2f(top - high);
-    const float b = other_top == -INFINITY ? 0.0f : other_sum * exp2f(other_top - high);
-    // A NaN sum must survive although its maximum may be -inf.
-    sum = a + b + (isnan(sum) || isnan(other_sum) ? NAN : 0.0f);
+    const float a = top == -INFINITY ? sum : sum * exp2f(top - high);
+    const float b = other_top == -INFINITY ? other_sum : other_sum * exp2f(other_top - high);
+    sum = a + b;  // NaN stays NaN: it is how a bad score is noticed
     top = high;
   };
   for (int span = lane; span < spans; span += 32) {
@@ -70,7 +69,8 @@ __global__ void join_rows_kernel(const float2* part, float2* state, int q_heads,
   }
 }
 
-__global__ void join_columns_kernel(const float* part, float* to, std::int64_t count, int row_blocks, bool maximum) {
+__global__ void join_columns_kernel(const float* part, float* to, std::int64_t count, int row_blocks,
+                                    bool maximum) {
   const auto i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   float x = part[i];
@@ -95,7 +95,9 @@ __global__ void join_diagonals_kernel(const float* part, float* to, int q_heads,
       const int entry = offset - block_row + span * kWindowSpan + kWindowSpan - 1;
       if (entry >= kWindowDiagonals) break;
       if (entry >= 0)
-        total += part[((static_cast<std::int64_t>(block) * q_heads + head) * spans + span) * kWindowDiagonals + entry];
+        total +=
+            part[((static_cast<std::int64_t>(block) * q_heads + head) * spans + span) * kWindowDiagonals +
+                 entry];
     }
   }
   to[static_cast<std::int64_t>(head) * tokens + offset] = total;
@@ -105,25 +107,32 @@ unsigned blocks_for(std::int64_t threads) { return static_cast<unsigned>((thread
 
 void launch_pass(int head_dim, const WindowArgs& args, int row_blocks, bool second, cudaStream_t stream) {
   switch (head_dim) {
-    case 64: return launch_window_pass<64>(args, row_blocks, second, stream);
-    case 96: return launch_window_pass<96>(args, row_blocks, second, stream);
-    case 128: return launch_window_pass<128>(args, row_blocks, second, stream);
-    case 256: return launch_window_pass<256>(args, row_blocks, second, stream);
-    default: throw_cuda(cudaErrorInvalidValue, "window scores: head_dim must be 64, 96, 128 or 256");
+    case 64:
+      return launch_window_pass<64>(args, row_blocks, second, stream);
+    case 96:
+      return launch_window_pass<96>(args, row_blocks, second, stream);
+    case 128:
+      return launch_window_pass<128>(args, row_blocks, second, stream);
+    case 256:
+      return launch_window_pass<256>(args, row_blocks, second, stream);
+    default:
+      throw_cuda(cudaErrorInvalidValue, "window scores: head_dim must be 64, 96, 128 or 256");
   }
 }
 
 }  // namespace
 
-std::size_t window_scores_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int window, bool diagonals) {
+std::size_t window_scores_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int window,
+                                          bool diagonals) {
   return Layout(info, tokens, window, diagonals).total;
 }
 
-void window_scores_cuda(const PrefillInput& input, int window, const WindowScoresOut& out, CudaWorkspace workspace,
-                        cudaStream_t stream) {
+void window_scores_cuda(const PrefillInput& input, int window, const WindowScoresOut& out,
+                        CudaWorkspace workspace, cudaStream_t stream) {
   const LayerInfo& info = input.info;
   const Layout layout(info, input.q.tokens, window, out.diagonal_sum != nullptr);
-  if (workspace.bytes < layout.total) throw_cuda(cudaErrorMemoryAllocation, "window scores: workspace too small");
+  if (workspace.bytes < layout.total)
+    throw_cuda(cudaErrorMemoryAllocation, "window scores: workspace too small");
   auto* base = static_cast<unsigned char*>(workspace.data);
   const bool split = layout.row_blocks > 1;
 
@@ -169,8 +178,9 @@ void window_scores_cuda(const PrefillInput& input, int window, const WindowScore
   }
   if (out.diagonal_sum != nullptr) {
     const dim3 grid(blocks_for(args.tokens), static_cast<unsigned>(args.q_heads));
-    join_diagonals_kernel<<<grid, 256, 0, stream>>>(args.diagonal_part, out.diagonal_sum, args.q_heads, args.tokens,
-                                                    args.first_row, layout.row_blocks, args.spans);
+    join_diagonals_kernel<<<grid, 256, 0, stream>>>(args.diagonal_part, out.diagonal_sum, args.q_heads,
+                                                    args.tokens, args.first_row, layout.row_blocks,
+                                                    args.spans);
     LACUNA_CUDA_TRY(cudaGetLastError());
   }
 }

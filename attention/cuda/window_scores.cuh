@@ -1,7 +1,8 @@
-// Attention weights of the last queries, summed by column and diagonal without ever writing the matrix of weights.
+// Attention weights of the last queries, summed by column and diagonal without ever writing the matrix of
+// weights.
 //
-// Pass 1 finds every row's maximum and sum; pass 2 computes the scores again and adds up normalised weights. A block works
-// on 128 rows and kSpan keys; each warp owns 32 rows, so that all sums have a fixed order.
+// Pass 1 finds every row's maximum and sum; pass 2 computes the scores again and adds up normalised weights.
+// A block works on 128 rows and kSpan keys; each warp owns 32 rows, so that all sums have a fixed order.
 #pragma once
 
 #include "attention/cuda/mma.cuh"
@@ -30,7 +31,8 @@ struct WindowTraits {
 };
 
 template <class T>
-__device__ void window_load_keys(const WindowArgs& args, const __nv_bfloat16* k, int first_key, __nv_bfloat16* to) {
+__device__ void window_load_keys(const WindowArgs& args, const __nv_bfloat16* k, int first_key,
+                                 __nv_bfloat16* to) {
   constexpr int kPieces = T::kHeadDim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kPieces; i += T::kThreads) {
     const int row = i / kPieces, channel = i % kPieces * 8;
@@ -43,8 +45,8 @@ __device__ void window_load_keys(const WindowArgs& args, const __nv_bfloat16* k,
 
 /// Scores of 32 rows x 64 keys, in base-2 exponents, -inf where masked.
 template <class T>
-__device__ void window_tile(const WindowArgs& args, float (&s)[2][32], const __nv_bfloat16* q, const __nv_bfloat16* k,
-                            int first_row, int first_key) {
+__device__ void window_tile(const WindowArgs& args, float (&s)[2][32], const __nv_bfloat16* q,
+                            const __nv_bfloat16* k, int first_row, int first_key) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -59,7 +61,8 @@ __device__ void window_tile(const WindowArgs& args, float (&s)[2][32], const __n
 #pragma unroll
     for (int j = 0; j < kTileKeys / 16; ++j) {
       std::uint32_t b[4];
-      load_matrix(b, k + (j * 16 + (lane >> 4) * 8 + (lane & 7)) * T::kPitch + step * 16 + ((lane >> 3) & 1) * 8);
+      load_matrix(
+          b, k + (j * 16 + (lane >> 4) * 8 + (lane & 7)) * T::kPitch + step * 16 + ((lane >> 3) & 1) * 8);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         mma(s[m] + j * 8, a[m], b[0], b[1]);
@@ -80,7 +83,8 @@ __device__ void window_tile(const WindowArgs& args, float (&s)[2][32], const __n
     const int row = top + lane / 4;
     const int below = args.window > 0 ? args.window - 1 : INT_MAX / 2;
     // Rows past the prompt see nothing.
-    const int last[2] = {row < args.tokens ? row - first_key : -1, row + 8 < args.tokens ? row + 8 - first_key : -1};
+    const int last[2] = {row < args.tokens ? row - first_key : -1,
+                         row + 8 < args.tokens ? row + 8 - first_key : -1};
     const int first[2] = {row - below - first_key, row + 8 - below - first_key};
     mask_span(s[m], first, last);
   }
@@ -109,9 +113,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
     for (int i = static_cast<int>(threadIdx.x); i < kWindowRows * kPieces; i += T::kThreads) {
       const int row = i / kPieces, channel = i % kPieces * 8;
       const bool valid = block_row + row < args.tokens;
-      copy_async_16(shared.q + row * T::kPitch + channel,
-                    args.q + head * args.q_head_stride + (valid ? block_row + row : 0) * args.q_token_stride + channel,
-                    valid);
+      copy_async_16(
+          shared.q + row * T::kPitch + channel,
+          args.q + head * args.q_head_stride + (valid ? block_row + row : 0) * args.q_token_stride + channel,
+          valid);
     }
     window_load_keys<T>(args, k, first_key, shared.k[0]);
   }
@@ -157,7 +162,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
 #pragma unroll
           for (int j = 0; j < 32; j += 4) high = fmaxf(high, fmaxf(s[m][j + 2 * r], s[m][j + 2 * r + 1]));
           const float shift = high == -INFINITY ? 0.0f : high;
-          float total = sum[m][r] * exp2_fast(top[m][r] - shift);
+          // sum is 0, or NaN from a NaN score, while nothing has been seen
+          float total = top[m][r] == -INFINITY ? sum[m][r] : sum[m][r] * exp2_fast(top[m][r] - shift);
 #pragma unroll
           for (int j = 0; j < 32; j += 4)
             total += exp2_fast(s[m][j + 2 * r] - shift) + exp2_fast(s[m][j + 2 * r + 1] - shift);
@@ -170,7 +176,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
 #pragma unroll
         for (int j = 0; j < 32; ++j)
           s[m][j] = exp2_fast(s[m][j] - top[m][(j >> 1) & 1]) * sum[m][(j >> 1) & 1];
-      // Columns: this thread's 4 rows, then the 8 lanes that hold the same columns.
+          // Columns: this thread's 4 rows, then the 8 lanes that hold the same columns.
 #pragma unroll
       for (int j = 0; j < 8; ++j)
 #pragma unroll
@@ -198,10 +204,12 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
           for (int r = 0; r < 2; ++r)
 #pragma unroll
             for (int j = 0; j < 8; ++j)
-              *reinterpret_cast<float2*>(strip + (lane / 4 + r * 8) * T::kStripPitch + j * 8 + (lane & 3) * 2) =
+              *reinterpret_cast<float2*>(strip + (lane / 4 + r * 8) * T::kStripPitch + j * 8 +
+                                         (lane & 3) * 2) =
                   make_float2(s[m][j * 4 + 2 * r], s[m][j * 4 + 2 * r + 1]);
           __syncwarp();
-          // Entry d of the warp's diagonals: row - key = d - (kWindowSpan - 1) relative to (warp_row, first_key).
+          // Entry d of the warp's diagonals: row - key = d - (kWindowSpan - 1) relative to (warp_row,
+          // first_key).
           for (int d = lane; d < 16 + kTileKeys - 1; d += 32) {
             float total = 0.0f;
 #pragma unroll
@@ -222,9 +230,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float high = quad_max(top[m][r]);
-        const float total = quad_sum(top[m][r] == -INFINITY ? 0.0f : sum[m][r] * exp2_fast(top[m][r] - high));
+        const float total =
+            quad_sum(top[m][r] == -INFINITY ? sum[m][r] : sum[m][r] * exp2_fast(top[m][r] - high));
         const int row = row_block * kWindowRows + warp * 32 + m * 16 + r * 8 + lane / 4;
-        // A NaN score survives in the sum though maxima drop it.
+        // A NaN score lives on in the sum though the maximum drops it.
         if ((lane & 3) == 0)
           args.row_part[(static_cast<std::int64_t>(head) * args.spans + span) * args.rows_padded + row] =
               make_float2(high, total);
@@ -232,7 +241,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kHeadDim > 128 ? 1 : 2)
   } else {
     __syncthreads();
     const std::int64_t row_of = static_cast<std::int64_t>(row_block) * args.q_heads + head;
-    for (int i = static_cast<int>(threadIdx.x); i < kWindowSpan && first_key + i < args.tokens; i += T::kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kWindowSpan && first_key + i < args.tokens;
+         i += T::kThreads) {
       float total = 0.0f, high = 0.0f;
 #pragma unroll
       for (int w = 0; w < T::kWarps; ++w) {

@@ -23,12 +23,12 @@ struct WindowArgs {
   int rows_padded;  ///< a multiple of kWindowRows
   int spans;
   float scale, softcap;
-  int window;             ///< the layer's sliding window; 0: none
-  float2* row_part;       ///< [q_heads, spans, rows_padded]: maximum (base-2 exponent) and sum
-  float2* row_state;      ///< [q_heads, rows_padded]: maximum and 1 / sum over all keys
-  float* column_sum;      ///< [row_blocks, q_heads, tokens] or null
-  float* column_max;      ///< likewise
-  float* diagonal_part;   ///< [row_blocks, q_heads, spans, kWindowDiagonals] or null
+  int window;            ///< the layer's sliding window; 0: none
+  float2* row_part;      ///< [q_heads, spans, rows_padded]: maximum (base-2 exponent) and sum
+  float2* row_state;     ///< [q_heads, rows_padded]: maximum and 1 / sum over all keys
+  float* column_sum;     ///< [row_blocks, q_heads, tokens] or null
+  float* column_max;     ///< likewise
+  float* diagonal_part;  ///< [row_blocks, q_heads, spans, kWindowDiagonals] or null
 };
 
 template <int kHeadDim>

@@ -1,4 +1,5 @@
-// The selectors against plain loops: last-window scores, top-k and top-p with ties, tile lists, page bounds, eviction.
+// The selectors against plain loops: last-window scores, top-k and top-p with ties, tile lists, page bounds,
+// eviction.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -43,7 +44,9 @@ void check_window(const WindowCase& c) {
     const DeviceVector<float> sum(cells), max(cells), diagonal(cells);
     const DeviceVector<int> bad(std::vector<int>(static_cast<std::size_t>(c.q_heads), 0));
     window_scores_cuda(input, c.window,
-                       {.column_sum = sum.data(), .column_max = max.data(), .diagonal_sum = diagonal.data(),
+                       {.column_sum = sum.data(),
+                        .column_max = max.data(),
+                        .diagonal_sum = diagonal.data(),
                         .not_finite = bad.data()},
                        {workspace.data(), workspace.size()}, nullptr);
     result[0] = sum.download(), result[1] = max.download(), result[2] = diagonal.download();
@@ -63,7 +66,8 @@ void check_window(const WindowCase& c) {
       double total = 0;
       for (std::int64_t j = first; j <= i; ++j) {
         double s = 0;
-        for (int x = 0; x < c.head_dim; ++x) s += static_cast<double>(q.row(h, i)[x]) * k.row(info.kv_head_of(h), j)[x];
+        for (int x = 0; x < c.head_dim; ++x)
+          s += static_cast<double>(q.row(h, i)[x]) * k.row(info.kv_head_of(h), j)[x];
         s *= info.scale;
         if (c.softcap > 0) s = c.softcap * std::tanh(s / c.softcap);
         total += weights[static_cast<std::size_t>(j)] = std::exp(s);
@@ -87,15 +91,16 @@ void check_window(const WindowCase& c) {
 TEST(WindowScoresCuda, MatchPlainLoops) {
   for (const int d : {64, 96, 128, 256}) check_window({.head_dim = d});
   for (const std::int64_t tokens : {1, 17, 255, 256, 257, 600})
-    for (const int window : {1, 64, 300}) check_window({.q_heads = 2, .kv_heads = 1, .tokens = tokens, .window = window});
+    for (const int window : {1, 64, 300})
+      check_window({.q_heads = 2, .kv_heads = 1, .tokens = tokens, .window = window});
   check_window({.tokens = 500, .window = 200, .layer_window = 90, .softcap = 20.0f});
 }
 
 TEST(WindowScoresCuda, ReportsNotFinite) {
   const HeadsOnDevice q(2, 300, 64, false, 1), k(1, 300, 64, false, 2);
   const BFloat16 nan{0x7FC0};
-  LACUNA_CUDA(cudaMemcpy(static_cast<BFloat16*>(q.view.data) + q.view.head_stride + 290 * q.view.token_stride, &nan, 2,
-                         cudaMemcpyHostToDevice));
+  LACUNA_CUDA(cudaMemcpy(static_cast<BFloat16*>(q.view.data) + q.view.head_stride + 290 * q.view.token_stride,
+                         &nan, 2, cudaMemcpyHostToDevice));
   PrefillInput input;
   input.q = q.view, input.k = input.v = k.view;
   input.info.q_heads = input.info.q_heads_total = 2;
@@ -109,9 +114,10 @@ TEST(WindowScoresCuda, ReportsNotFinite) {
   EXPECT_EQ(bad.download(), (std::vector<int>{0, 1}));
 }
 
-/// k best by (score descending, index ascending), forced ends first; with mass, k is at least the smallest prefix of the
-/// plain order above it.
-std::vector<std::int32_t> best(const std::vector<float>& scores, int n, int k, int first, int last, float mass) {
+/// k best by (score descending, index ascending), forced ends first; with mass, k is at least the smallest
+/// prefix of the plain order above it.
+std::vector<std::int32_t> best(const std::vector<float>& scores, int n, int k, int first, int last,
+                               float mass) {
   std::vector<std::int32_t> order(static_cast<std::size_t>(n));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
@@ -126,7 +132,8 @@ std::vector<std::int32_t> best(const std::vector<float>& scores, int n, int k, i
     k = std::max(k, count);
   }
   k = std::min(n, std::max(k, first + last));
-  std::stable_partition(order.begin(), order.end(), [&](std::int32_t i) { return i < first || i >= n - last; });
+  std::stable_partition(order.begin(), order.end(),
+                        [&](std::int32_t i) { return i < first || i >= n - last; });
   order.resize(static_cast<std::size_t>(k));
   std::sort(order.begin(), order.end());
   return order;
@@ -150,19 +157,21 @@ void check_top(int n, int k, int first, int last, float mass, int levels) {
     }
   }
   const DeviceVector<float> device_scores(scores);
-  const DeviceVector<std::int32_t> device_n(row_n), indices(kRows * stride), counts(static_cast<std::size_t>(kRows));
+  const DeviceVector<std::int32_t> device_n(row_n), indices(kRows * stride),
+      counts(static_cast<std::size_t>(kRows));
   TopKParams params;
   params.scores = device_scores.data(), params.score_stride = static_cast<std::int64_t>(stride);
   params.rows = kRows, params.n = n, params.row_n = device_n.data(), params.k = k;
   params.first = first, params.last = last, params.mass = mass;
-  params.indices = indices.data(), params.index_stride = static_cast<std::int64_t>(stride), params.counts = counts.data();
+  params.indices = indices.data(), params.index_stride = static_cast<std::int64_t>(stride),
+  params.counts = counts.data();
   top_k_cuda(params, nullptr);
   const auto got = indices.download();
   const auto got_counts = counts.download();
   for (int r = 0; r < kRows; ++r) {
     const auto at = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * stride);
-    const auto expected = best({scores.begin() + at, scores.end()}, row_n[static_cast<std::size_t>(r)], k,
-                               first, last, mass);
+    const auto expected =
+        best({scores.begin() + at, scores.end()}, row_n[static_cast<std::size_t>(r)], k, first, last, mass);
     const auto count = static_cast<std::ptrdiff_t>(got_counts[static_cast<std::size_t>(r)]);
     ASSERT_EQ(static_cast<std::size_t>(count), expected.size()) << "row " << r;
     ASSERT_TRUE(std::equal(expected.begin(), expected.end(), got.begin() + at)) << "row " << r;
@@ -181,6 +190,103 @@ TEST(TopKCuda, Mass) {
   for (const int n : {10, 900, 18000})
     for (const float mass : {0.0f, 0.3f, 0.5f, 0.9f, 1.0f})
       for (const int levels : {1, 2, 30, 1000}) check_top(n, std::min(n, 5), 4, 0, mass, levels);
+}
+
+/// The released rule in the words of docs: offsets descending, extension by a whole 64.
+std::vector<KeyRange> released_ranges(const std::vector<std::int32_t>& offsets, std::int64_t m,
+                                      std::int64_t tokens, bool exact) {
+  std::vector<KeyRange> ranges;
+  std::int64_t start = -1, end = -1;
+  const auto flush = [&] {
+    if (start >= 0)
+      ranges.push_back({static_cast<std::int32_t>(start),
+                        static_cast<std::int32_t>(std::min({end, m + 64, tokens}) - start)});
+  };
+  for (auto o = offsets.rbegin(); o != offsets.rend(); ++o) {
+    if (*o >= m + 64) continue;
+    const std::int64_t from = std::max<std::int64_t>(0, m - *o), to = from + 64;
+    if (start >= 0 && from <= end) {
+      if (to > end) end = exact ? to : end + 64;
+    } else {
+      flush();
+      start = from, end = to;
+    }
+  }
+  flush();
+  return ranges;
+}
+
+TEST(SlashListsCuda, ReleasedAndExact) {
+  std::uint64_t state = 5;
+  const auto random = [&](std::int64_t n) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<std::int64_t>((state >> 33) % static_cast<std::uint64_t>(n));
+  };
+  for (const std::int64_t tokens : {1, 64, 65, 1000, 5003})
+    for (const bool exact : {false, true}) {
+      constexpr int kHeads = 3;
+      const auto stride = static_cast<std::size_t>(tokens);
+      std::vector<std::int32_t> offsets(kHeads * stride, -7), columns(kHeads * stride, -7), offset_counts,
+          column_counts;
+      std::vector<std::vector<std::int32_t>> kept(kHeads);
+      for (std::size_t h = 0; h < kHeads; ++h) {
+        for (std::int64_t o = 0; o < tokens; ++o)
+          if ((o < 64 && h < 2) || random(h == 0 ? 90 : 8) == 0)
+            kept[h].push_back(static_cast<std::int32_t>(o));
+        if (h == 2 && tokens > 64) kept[h].clear();
+        std::copy(kept[h].begin(), kept[h].end(), offsets.begin() + static_cast<std::ptrdiff_t>(h * stride));
+        std::copy(kept[h].rbegin(), kept[h].rend(),
+                  columns.begin() + static_cast<std::ptrdiff_t>(h * stride));
+        offset_counts.push_back(static_cast<std::int32_t>(kept[h].size()));
+        column_counts.push_back(static_cast<std::int32_t>(kept[h].size()));
+      }
+      const DeviceVector<std::int32_t> d_offsets(offsets), d_columns(columns), d_oc(offset_counts),
+          d_cc(column_counts);
+      const std::int64_t blocks = (tokens + 63) / 64;
+      const std::size_t capacity = static_cast<std::size_t>(kHeads * blocks * (tokens / 64 + 2));
+      const DeviceVector<KeyRange> ranges(capacity);
+      const DeviceVector<std::int64_t> begin(static_cast<std::size_t>(kHeads * blocks + 1)),
+          column_begin(std::size_t{4});
+      const DeviceVector<std::int32_t> out_columns(kHeads * stride);
+      const DeviceVector<int> overflow(std::vector<int>{0});
+      SlashListsParams params;
+      params.columns = d_columns.data(), params.column_counts = d_cc.data();
+      params.offsets = d_offsets.data(), params.offset_counts = d_oc.data();
+      params.column_stride = params.offset_stride = tokens;
+      params.heads = kHeads, params.tokens = tokens, params.exact = exact;
+      TileListsOut out;
+      out.ranges = ranges.data(), out.max_ranges = static_cast<std::int64_t>(capacity);
+      out.range_begin = begin.data(), out.columns = out_columns.data(),
+      out.column_begin = column_begin.data();
+      out.overflow = overflow.data();
+      slash_lists_cuda(params, out, nullptr);
+      const auto got = ranges.download();
+      const auto got_begin = begin.download();
+      EXPECT_EQ(overflow.download()[0], 0);
+      std::size_t at = 0;
+      for (std::size_t h = 0; h < kHeads; ++h)
+        for (std::int64_t b = 0; b < blocks; ++b) {
+          ASSERT_EQ(got_begin[h * static_cast<std::size_t>(blocks) + static_cast<std::size_t>(b)],
+                    static_cast<std::int64_t>(at));
+          for (const KeyRange& range : released_ranges(kept[h], b * 64, tokens, exact)) {
+            ASSERT_EQ(got[at].start, range.start) << "tokens " << tokens << " head " << h << " block " << b;
+            ASSERT_EQ(got[at].width, range.width) << "tokens " << tokens << " head " << h << " block " << b;
+            ++at;
+          }
+        }
+      const auto got_columns = out_columns.download();
+      const auto got_column_begin = column_begin.download();
+      for (std::size_t h = 0; h < kHeads; ++h)
+        for (std::size_t i = 0; i < kept[h].size(); ++i)
+          ASSERT_EQ(got_columns[static_cast<std::size_t>(got_column_begin[h]) + i],
+                    kept[h][kept[h].size() - 1 - i]);
+      // Too little room is told, not written past.
+      if (at > 1) {
+        out.max_ranges = static_cast<std::int64_t>(at) - 1;
+        slash_lists_cuda(params, out, nullptr);
+        EXPECT_EQ(overflow.download()[0], 1);
+      }
+    }
 }
 
 }  // namespace
