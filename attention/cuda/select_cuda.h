@@ -41,6 +41,10 @@ struct TopKParams {
   float mass = -1.0f;
   float mass_total = 0.0f;          ///< 0: the sum of the row
   bool append_n = false;            ///< adds index row_n[row] after the best: Quest's current page
+  /// Rows in groups, of which only the first rows_used are wanted: row r of group g reads score row
+  /// g * rows_per_group + r and writes row g * group_rows_out + r. 0: rows are not grouped.
+  int rows_per_group = 0, rows_used = 0;
+  std::int64_t group_rows_out = 0;
   std::int32_t* indices = nullptr;  ///< [rows, index_stride]
   std::int64_t index_stride = 0;
   std::int32_t* counts = nullptr;  ///< [rows]
@@ -124,6 +128,22 @@ void page_scores_cuda(const PageScoresParams& params, cudaStream_t stream);
 /// pool of `kernel` tokens, absent terms zero. from [q_heads, tokens], to [kv_heads, tokens].
 void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum,
                           int kernel, float* to, cudaStream_t stream);
+
+/// Ada-SnapKV's choice: every head keeps its best `floor` tokens (forced ends among them), and the best (head, token) pairs
+/// share what capacity * kv_heads leaves. For one rank: under tensor parallelism importance must hold all heads.
+struct SharedBudgetParams {
+  float* importance = nullptr;  ///< [kv_heads, tokens]; overwritten
+  int kv_heads = 0;
+  std::int64_t tokens = 0;
+  std::int64_t capacity = 0;  ///< per head, on average
+  int floor = 0;
+  int first = 0, last = 0;
+  std::int32_t* kept = nullptr;  ///< [kv_heads, kept_stride], kept_stride >= tokens
+  std::int64_t kept_stride = 0;
+  std::int32_t* counts = nullptr;  ///< [kv_heads]
+};
+void shared_budget_cuda(const SharedBudgetParams& params, CudaWorkspace workspace, cudaStream_t stream);
+std::size_t shared_budget_workspace_bytes(int kv_heads, std::int64_t tokens);
 
 /// Copies kept tokens of contiguous k and v into pages: kept [kv_heads, kept_stride] ascending with counts;
 /// page_ids [kv_heads, id_stride] give each head's pages.

@@ -10,7 +10,7 @@ namespace lacuna {
 
 namespace {
 
-constexpr int kMaxWarps = 16;
+constexpr int kMaxWarps = 32;
 
 /// Order-preserving map of floats to unsigned integers; a larger float is a larger integer.
 __device__ std::uint32_t sortable(float x) {
@@ -58,19 +58,17 @@ __device__ __forceinline__ void block_sum(Value (&value)[kCount], Value (*parts)
   for (int c = 0; c < kCount; ++c) value[c] = totals[c];
 }
 
-/// Entries of the row are kept in registers when a thread has at most this many.
-constexpr int kHeld = 32;
-
-/// The block's view of one row while it looks for a threshold.
-template <bool kHold, int kThreads>
+/// The block's view of one row while it looks for a threshold. A thread keeps kHeld entries in registers; 0: the row is
+/// too long for that and is read again in every pass.
+template <int kHeld, int kThreads>
 struct Search {
   Row row;
   Shared& shared;
-  std::uint32_t held[kHold ? kHeld : 1];
+  std::uint32_t held[kHeld > 0 ? kHeld : 1];
 
   __device__ Search(const Row& r, Shared& s) : row(r), shared(s) {}
   __device__ void load() {
-    if constexpr (kHold) {
+    if constexpr (kHeld > 0) {
 #pragma unroll
       for (int j = 0; j < kHeld; ++j) {
         const int i = j * kThreads + static_cast<int>(threadIdx.x);
@@ -80,7 +78,7 @@ struct Search {
   }
   template <class Body>
   __device__ void for_keys(Body&& body) const {
-    if constexpr (kHold) {
+    if constexpr (kHeld > 0) {
 #pragma unroll
       for (int j = 0; j < kHeld; ++j) {
         const int i = j * kThreads + static_cast<int>(threadIdx.x);
@@ -140,16 +138,22 @@ struct Search {
   }
 };
 
-template <bool kHold, int kThreads>
+template <int kHeld, int kThreads>
 __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__ TopKParams params) {
   constexpr int kWarps = kThreads / 32;
   __shared__ Shared shared;
   const int thread = static_cast<int>(threadIdx.x);
   const int row_index = static_cast<int>(blockIdx.x);
+  std::int64_t row_out = row_index;
+  if (params.rows_per_group > 0) {
+    const int inside = row_index % params.rows_per_group;
+    if (inside >= params.rows_used) return;
+    row_out = row_index / params.rows_per_group * params.group_rows_out + inside;
+  }
   const int n = params.row_n != nullptr ? params.row_n[row_index] : params.n;
   Row row{params.scores + row_index * params.score_stride, n, 0, 0};
   int k = min(max(params.k, 0), n);
-  Search<kHold, kThreads> search(row, shared);
+  Search<kHeld, kThreads> search(row, shared);
 
   if (params.mass >= 0.0f) {  // how many entries the mass needs, before any is forced
     search.load();
@@ -176,7 +180,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
   }
 
   // Compaction in index order: all above the threshold, and the first `wanted` of the group.
-  std::int32_t* to = params.indices + row_index * params.index_stride;
+  std::int32_t* to = params.indices + row_out * params.index_stride;
   int written = 0, group_seen = 0;
   __shared__ int warp_take[kWarps], warp_group[kWarps];
   const int lane = thread & 31, warp = thread >> 5;
@@ -214,7 +218,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
   }
   if (thread == 0) {
     if (params.append_n) to[written] = n;
-    params.counts[row_index] = written + (params.append_n ? 1 : 0);
+    params.counts[row_out] = written + (params.append_n ? 1 : 0);
   }
 }
 
@@ -223,12 +227,14 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
 void top_k_cuda(const TopKParams& params, cudaStream_t stream) {
   if (params.rows == 0) return;
   const auto rows = static_cast<unsigned>(params.rows);
-  if (params.n <= kHeld * 64) {  // small rows come by the thousand: small blocks
-    top_k_kernel<true, 64><<<rows, 64, 0, stream>>>(params);
-  } else if (params.n <= kHeld * 256) {
-    top_k_kernel<true, 256><<<rows, 256, 0, stream>>>(params);
+  if (params.n <= 32 * 64) {  // short rows come by the thousand: small blocks
+    top_k_kernel<32, 64><<<rows, 64, 0, stream>>>(params);
+  } else if (params.n <= 8 * 1024 && rows <= 256) {  // few rows: a step of decoding waits for them
+    top_k_kernel<8, 1024><<<rows, 1024, 0, stream>>>(params);
+  } else if (params.n <= 32 * 256) {
+    top_k_kernel<32, 256><<<rows, 256, 0, stream>>>(params);
   } else {
-    top_k_kernel<false, 512><<<rows, 512, 0, stream>>>(params);
+    top_k_kernel<0, 1024><<<rows, 1024, 0, stream>>>(params);
   }
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
