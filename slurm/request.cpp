@@ -118,23 +118,6 @@ std::string better_request(const SlurmOptions& options, const StudyDemand& deman
          (options.array > 1 ? fmt::format(" --array {}", best.array) : "");
 }
 
-void check_memory(const SlurmOptions& options, const ModelDemand& model) {
-  const auto need = model.bytes_by_tp.find(model.tp);
-  if (!options.gpu_memory_gib || need == model.bytes_by_tp.end()) return;
-  const double have = *options.gpu_memory_gib * 1024 * 1024 * 1024;
-  if (need->second <= have) return;
-  std::string better = "use GPUs with more memory, or shorter prompts";
-  for (const auto& [tp, bytes] : model.bytes_by_tp) {
-    if (tp > model.tp && bytes <= have) {
-      better = fmt::format("with tp: {} it would need {}", tp, format_bytes(bytes));
-      if (tp > options.gpus_per_node) better += fmt::format(" (and --gpus-per-node {})", tp);
-      break;
-    }
-  }
-  throw_usage("model '{}' does not fit: {} per GPU at tp {}, but a GPU has {}; {}", model.name,
-              format_bytes(need->second), model.tp, format_bytes(have), better);
-}
-
 }  // namespace
 
 double expected_utilisation(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
@@ -160,7 +143,6 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
                    "model '{}' needs tp {}, but {} node(s) x {} GPU(s) are only {} ranks; use {}", model.name,
                    model.tp, options.nodes, options.gpus_per_node, options.ranks(),
                    better_request(options, demand, jobs));
-    check_memory(options, model);
     if (model.tp > options.gpus_per_node) {
       remarks.push_back(
           fmt::format("model '{}': its teams of {} span nodes of {} GPUs; one node with {} would be faster",
@@ -169,7 +151,7 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
     const double longest = model.longest_job_seconds + options.signal_seconds;
     LACUNA_REQUIRE(
         !limit || !demand.times_known || longest <= static_cast<double>(*limit),
-        "model '{}': its longest job takes about {}, which never ends within --time {} (less the {} s "
+        "model '{}': its longest job takes at least {}, which never ends within --time {} (less the {} s "
         "of warning); use --time {}",
         model.name, format_seconds(model.longest_job_seconds), options.time, options.signal_seconds,
         format_time(static_cast<long long>(longest * 2)));

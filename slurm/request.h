@@ -2,7 +2,6 @@
 // what would be better.
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
@@ -18,15 +17,12 @@ struct ModelDemand {
   long long jobs = 0;      ///< That are left to run.
   double job_seconds = 0;  ///< All of them together on one team; 0: unknown.
   double longest_job_seconds = 0;
-  /// Bytes that one GPU must hold for the longest prompt, by TP degree; holds at least `tp` when memory is
-  /// known.
-  std::map<int, double> bytes_by_tp;
 };
 
 struct StudyDemand {
   std::vector<ModelDemand> models;
-  long long samples = 0;  ///< Left to run; decides the disk space.
-  bool times_known = false;
+  long long samples = 0;     ///< Left to run; decides the disk space.
+  bool times_known = false;  ///< Lower bounds, from the speed on the data sheet.
 };
 
 /// How well `ranks` GPUs in jobs of `options` would be used: share of GPU time, from the longest-first

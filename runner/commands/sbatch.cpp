@@ -2,13 +2,17 @@
 // asked.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <set>
 
 #include "core/error.h"
 #include "core/log.h"
+#include "core/text.h"
 #include "runner/commands/commands.h"
+#include "runner/preflight.h"
+#include "runner/run_folder.h"
 #include "slurm/request.h"
 #include "slurm/submission.h"
 #include "sweeps/cells.h"
@@ -24,24 +28,76 @@ struct Options {
   bool submit = false, allow_idle = false, no_site = false;
 };
 
-/// What of the sweep is left to run, model by model.
-slurm::StudyDemand study_demand(const Sweep& sweep) {
-  const Grid grid = expand(sweep);
-  slurm::StudyDemand demand;
-  demand.samples = grid.samples();
-  for (const auto& model : sweep.models) {
-    demand.models.push_back({.name = model.name,
-                             .tp = model.tp,
-                             .jobs = 0,
-                             .job_seconds = 0,
-                             .longest_job_seconds = 0,
-                             .bytes_by_tp = {}});
+/// The speed on the data sheet of the GPUs asked for: what is computed from it is never too long.
+HardwareProfile datasheet_profile(const std::string& gpu_type) {
+  for (const auto& profile : datasheet_profiles()) {
+    const std::string family = profile.name.substr(0, profile.name.find('-'));
+    if (!gpu_type.empty() && gpu_type.find(family) != std::string::npos) return profile;
   }
-  for (const auto& group : grid.groups) {
-    int samples = 0;
-    for (const int cell : group.cells)
-      samples = std::max(samples, grid.cells[static_cast<std::size_t>(cell)].samples);
-    demand.models[static_cast<std::size_t>(group.model)].jobs += samples;
+  return datasheet_profiles().front();
+}
+
+/// Says which cells of a model cannot run; throws when none of them can.
+void report_problems(const Sweep& sweep, const Grid& grid, const Preflight& preflight) {
+  for (std::size_t model = 0; model < sweep.models.size(); ++model) {
+    std::size_t cells = 0, broken = 0;
+    std::string first;
+    for (std::size_t cell = 0; cell < grid.cells.size(); ++cell) {
+      if (grid.cells[cell].model != static_cast<int>(model)) continue;
+      ++cells;
+      if (preflight.can_run(static_cast<int>(cell))) continue;
+      if (broken++ == 0) first = preflight.cell_problem[cell];
+    }
+    const std::string& name = sweep.models[model].name;
+    LACUNA_REQUIRE(cells == 0 || broken < cells, "model '{}' cannot run: {}", name, first);
+    if (broken > 0) log::warning("model '{}': {} of {} cells cannot run: {}", name, broken, cells, first);
+  }
+}
+
+/// What of the sweep is left to run, model by model. `out` may hold finished samples already.
+slurm::StudyDemand study_demand(const Sweep& sweep, const slurm::SlurmOptions& options,
+                                const std::string& out) {
+  Grid grid = expand(sweep);
+  const bool on_cpu = std::ranges::all_of(sweep.models, [](const auto& m) { return m.device == "cpu"; });
+  // Degrees beyond the ranks are judged with the request, which can say what would be better.
+  int widest = options.ranks();
+  for (const auto& model : sweep.models) widest = std::max(widest, model.tp);
+  const Hardware hardware{
+      .device = on_cpu ? Device::kCpu : Device::kCuda,
+      .ranks = widest,
+      .memory = static_cast<std::int64_t>(options.gpu_memory_gib.value_or(0) * 1024 * 1024 * 1024),
+      .profile = datasheet_profile(options.gpu_type)};
+  const auto preflight = check_sweep(sweep, grid, real_model_services(), hardware, false);
+  report_problems(sweep, grid, preflight);
+
+  const RunPaths paths(out);
+  std::vector<std::string> folders;
+  if (std::filesystem::exists(paths.sweep())) {
+    const auto changes = incompatible_changes(load_run_sweep(paths), sweep);
+    LACUNA_REQUIRE(changes.empty(), "{}: holds results of another sweep ({}); use another --out", out,
+                   fmt::join(changes, "; "));
+    folders.push_back(out);
+  }
+  RunState state(real_file_system(), grid, folders);
+  state.poll();
+
+  slurm::StudyDemand demand;
+  demand.times_known = !on_cpu;
+  for (const auto& model : sweep.models) demand.models.push_back({model.name, model.tp, 0, 0, 0});
+  for (std::size_t g = 0; g < grid.groups.size(); ++g) {
+    const JobGroup& group = grid.groups[g];
+    auto& model = demand.models[static_cast<std::size_t>(group.model)];
+    const double seconds = preflight.costs[g].seconds;
+    for (int sample = 0; sample < grid.cells[static_cast<std::size_t>(group.cells.front())].samples;
+         ++sample) {
+      const auto missing = std::ranges::count_if(
+          group.cells, [&](int cell) { return state.state(cell, sample) == SampleState::kPending; });
+      if (missing == 0) continue;
+      demand.samples += missing;
+      ++model.jobs;
+      model.job_seconds += seconds;
+      model.longest_job_seconds = std::max(model.longest_job_seconds, seconds);
+    }
   }
   return demand;
 }
@@ -87,6 +143,24 @@ slurm::SlurmOptions read_options(const Options& given) {
   return options;
 }
 
+void report_plan(const slurm::SlurmOptions& options, const slurm::StudyDemand& demand) {
+  long long jobs = 0;
+  for (const auto& model : demand.models) jobs += model.jobs;
+  std::string text =
+      fmt::format("{} samples in {} jobs on {} GPUs", demand.samples, jobs, options.ranks() * options.array);
+  if (demand.times_known) {
+    const double seconds =
+        3600 * slurm::expected_hours(demand, options.nodes, options.gpus_per_node, options.array);
+    text += fmt::format(", at least {} at the GPUs' peak speed", format_seconds(seconds));
+    const auto limit = slurm::parse_time(options.time, "--time");
+    if (limit && seconds > static_cast<double>(*limit)) {
+      text += fmt::format(": {:.0f} starts of {} or more, one after the other by themselves",
+                          std::ceil(seconds / static_cast<double>(*limit)), options.time);
+    }
+  }
+  log::info("{}", text);
+}
+
 void run_cancel(const std::string& dir) {
   LACUNA_REQUIRE(std::filesystem::exists(dir), "--cancel {}: no such folder", dir);
   slurm::SystemCommands commands;
@@ -97,19 +171,20 @@ void run_cancel(const std::string& dir) {
   for (const auto& id : ids) fmt::print("{}\n", id);
 }
 
-void run_sbatch(const Options& given) {
+void run_sbatch(Options given) {
   slurm::SlurmOptions options = read_options(given);
   const Sweep sweep = load_sweep(given.sweep, given.overrides);
   check_models(sweep);
-  const auto demand = study_demand(sweep);
-
+  if (given.out.empty()) given.out = "results/" + sweep.name;
   slurm::SystemCommands commands;
   slurm::Cluster cluster(commands);
   const bool here = cluster.available();
   LACUNA_REQUIRE(here || !given.submit,
                  "--submit: Slurm's commands (sbatch) are not on this machine; run it on a login node");
   if (here) slurm::check_cluster(options, cluster.nodes());
+  const auto demand = study_demand(sweep, options, given.out);
   for (const auto& remark : slurm::check_study(options, demand, given.allow_idle)) log::warning("{}", remark);
+  report_plan(options, demand);
 
   slurm::Study study;
   study.out = make_out_folder(given.out);
@@ -148,7 +223,8 @@ void add_sbatch_command(CLI::App& app) {
   sub->add_option("sweep", options->sweep, "Sweep file")->type_name("SWEEP");
   sub->add_option("overrides", options->overrides, "key=value changes of the sweep, as for lacuna run")
       ->type_name("KEY=VALUE");
-  sub->add_option("--out", options->out, "Folder for the results; the scripts go to its slurm/")
+  sub->add_option("--out", options->out,
+                  "Folder for the results; the scripts go to its slurm/ (default: results/NAME of the sweep)")
       ->type_name("DIR");
   sub->add_flag("--submit", options->submit,
                 "Submit, and print the job id (of an array: also that of its merge job)");
@@ -180,8 +256,6 @@ void add_sbatch_command(CLI::App& app) {
     }
     LACUNA_REQUIRE(!options->sweep.empty(),
                    "lacuna sbatch: which sweep? lacuna sbatch SWEEP --out DIR (see --help)");
-    LACUNA_REQUIRE(!options->out.empty(),
-                   "lacuna sbatch: --out DIR is needed: the folder for results and scripts");
     run_sbatch(*options);
   });
 }

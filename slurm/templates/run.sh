@@ -81,7 +81,8 @@ if [ -e "$marker" ]; then
   fi
   exit 0
 fi
-if [ "$code" -eq 2 ]; then
+# Wrong input does not mend itself. (Later starts can also meet the lock of an old rank that is still on its way out.)
+if [ "$code" -eq 2 ] && [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then
   note "stopped: wrong input (exit code 2), starting again would not help; see $log_folder"
   tail -n 3 "$log_folder"/rank-*.log 2>/dev/null
   exit 2

@@ -50,7 +50,11 @@ cd "$work" || exit 1
 
 # --- a sweep that `lacuna sbatch` can read; the stand-in does not look into it ----------------------------------------
 mkdir model
-echo '{"model_type": "qwen2"}' >model/config.json
+cat >model/config.json <<'EOF'
+{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+ "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+ "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu"}
+EOF
 cat >sweep.yaml <<'EOF'
 name: stand-in
 models: [{name: tiny, path: model, tp: 1}]

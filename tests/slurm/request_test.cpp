@@ -26,8 +26,7 @@ ModelDemand model(const std::string& name, int tp, long long jobs, double second
           .tp = tp,
           .jobs = jobs,
           .job_seconds = seconds_each * static_cast<double>(jobs),
-          .longest_job_seconds = seconds_each,
-          .bytes_by_tp = {}};
+          .longest_job_seconds = seconds_each};
 }
 
 SlurmOptions request(int nodes, int gpus, int array = 1) {
@@ -41,8 +40,6 @@ SlurmOptions request(int nodes, int gpus, int array = 1) {
 std::string study_error(const SlurmOptions& options, const StudyDemand& demand) {
   return error_of([&] { check_study(options, demand, false); });
 }
-
-constexpr double kGiB = 1024.0 * 1024 * 1024;
 
 TEST(CheckStudy, AcceptsWhatKeepsGpusBusy) {
   EXPECT_EQ(
@@ -120,20 +117,6 @@ TEST(CheckStudy, AllowIdleSilencesOnlyIdleness) {
   EXPECT_NO_THROW(check_study(request(4, 8), demand, true));
   const StudyDemand wide{.models = {model("a", 64, 2)}, .samples = 2, .times_known = false};
   EXPECT_THROW(check_study(request(4, 8), wide, true), Error);
-}
-
-TEST(CheckStudy, RefusesWhatDoesNotFitTheMemoryAndNamesTheDegreeThatDoes) {
-  StudyDemand demand{.models = {model("70b", 2, 100)}, .samples = 1, .times_known = false};
-  demand.models[0].bytes_by_tp = {{1, 150 * kGiB}, {2, 76 * kGiB}, {4, 39 * kGiB}};
-  SlurmOptions options = request(1, 4);
-  EXPECT_EQ(study_error(options, demand), "no error");  // GPU memory unknown: not judged
-  options.gpu_memory_gib = 40;
-  EXPECT_THAT(study_error(options, demand),
-              HasSubstr("76.0 GiB per GPU at tp 2, but a GPU has 40.0 GiB; with tp: 4"));
-  options.gpu_memory_gib = 79;
-  EXPECT_EQ(study_error(options, demand), "no error");
-  options.gpu_memory_gib = 20;
-  EXPECT_THAT(study_error(options, demand), HasSubstr("GPUs with more memory"));
 }
 
 TEST(CheckStudy, RefusesATimeLimitInWhichNoJobEnds) {

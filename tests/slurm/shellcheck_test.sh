@@ -9,7 +9,11 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/model"
-echo '{"model_type": "qwen2"}' >"$work/model/config.json"
+cat >"$work/model/config.json" <<'EOF'
+{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+ "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+ "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu"}
+EOF
 cat >"$work/sweep.yaml" <<EOF
 models: [{name: tiny, path: $work/model}]
 tasks: [ruler_niah]
