@@ -8,6 +8,7 @@
 #include <set>
 
 #include "analysis/gnuplot.h"
+#include "analysis/utf8.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/text.h"
@@ -60,6 +61,22 @@ std::string brief(const std::string& text, std::size_t limit = 28) {
 
 std::string number(double value) { return std::isfinite(value) ? fmt::format("{:.6g}", value) : "NaN"; }
 
+/// A title as a gnuplot expression, broken into lines that fit the panel.
+std::string title_lines(const std::string& text) {
+  constexpr std::size_t kLine = 54;
+  std::string out, line;
+  const auto flush = [&] {
+    out += (out.empty() ? "" : ".\"\\n\".") + gnuplot_string(line);
+    line.clear();
+  };
+  for (const std::string& word : split(text, ' ')) {
+    if (!line.empty() && line.size() + 1 + word.size() > kLine) flush();
+    line += (line.empty() ? "" : " ") + word;
+  }
+  flush();
+  return out;
+}
+
 /// Collects the data blocks and plot clauses of one panel.
 class Plot {
  public:
@@ -88,7 +105,7 @@ class Plot {
     panel_.width = width;
     panel_.height = height;
     panel_.script =
-        data_ + settings_ + "set title " + gnuplot_string(panel_.title) + "\nplot " + clauses_ + "\n";
+        data_ + settings_ + "set title " + title_lines(panel_.title) + "\nplot " + clauses_ + "\n";
     return panel_;
   }
 
@@ -100,22 +117,28 @@ class Plot {
 
 /// "a" to "b" with room on both sides, inside [floor, ceiling].
 std::string padded_range(double low, double high, double floor, double ceiling) {
-  const double room = std::max(0.02, 0.08 * (high - low));
+  constexpr double kLeast = 0.2;  // what hardly changes should look so
+  const double room = std::max({0.02, 0.08 * (high - low), (kLeast - (high - low)) / 2});
   return fmt::format("[{}:{}]", number(std::max(floor, low - room)), number(std::min(ceiling, high + room)));
 }
 
 /// Labels at 1, 2 and 5 times the powers of ten, so that an axis of less than a decade has some too.
 std::string log_tics(double low, double high) {
-  std::string tics;
-  for (double decade = std::pow(10, std::floor(std::log10(low))); decade <= high; decade *= 10) {
-    for (const double step : {1.0, 2.0, 5.0}) {
-      const double at = step * decade;
-      if (at < low || at > high) continue;
-      std::string label = format_count(at);
-      tics += (tics.empty() ? "" : ", ") + gnuplot_string(label) + " " + number(at);
+  static const std::vector<double> kCoarse{1, 2, 5}, kFine{1, 1.5, 2, 3, 4, 5, 7};
+  for (const auto* steps : {&kCoarse, &kFine}) {
+    std::string tics;
+    int count = 0;
+    for (double decade = std::pow(10, std::floor(std::log10(low))); decade <= high; decade *= 10) {
+      for (const double step : *steps) {
+        const double at = step * decade;
+        if (at < low || at > high) continue;
+        tics += (tics.empty() ? "" : ", ") + gnuplot_string(format_count(at)) + " " + number(at);
+        ++count;
+      }
     }
+    if (count >= 3 || steps == &kFine) return "(" + tics + ")";
   }
-  return "(" + tics + ")";
+  return "auto";
 }
 
 std::string legend(const std::string& text) { return "title " + gnuplot_string(brief(text)); }
@@ -317,9 +340,10 @@ class Drawer {
       everything.push_back(c.largest_sparsity());
     }
     if (values.empty()) return {};
-    Plot plot("largest_" + std::to_string(m) + "_" + slug(method(m)),
-              fmt::format("{}: accuracy kept to {:.2f} on average, {:.2f} at worst", brief(method(m)),
-                          stats::mean(everything), *std::min_element(everything.begin(), everything.end())));
+    Plot plot(
+        "largest_" + std::to_string(m) + "_" + slug(method(m)),
+        fmt::format("{}: accuracy kept to sparsity {:.2f} on average, {:.2f} at worst", brief(method(m)),
+                    stats::mean(everything), *std::min_element(everything.begin(), everything.end())));
     std::string tics;
     std::map<int, std::size_t> row_of;
     for (const int t : tasks) {
@@ -329,8 +353,7 @@ class Drawer {
     }
     plot.set("set ytics (" + tics + ") nomirror")
         .set(fmt::format("set yrange [{}:-0.6]", double(tasks.size()) - 0.4));
-    plot.set("set xrange [-0.03:1.0]")
-        .set("set xlabel 'largest sparsity that keeps accuracy (mean over lengths)'");
+    plot.set("set xrange [-0.03:1.0]").set("set xlabel 'largest sparsity (mean over lengths)'");
     std::vector<std::vector<double>> spans;
     for (const int t : tasks) {
       double low = 2, high = -1;
@@ -556,12 +579,19 @@ class Drawer {
 
 std::string gnuplot_string(std::string_view text) {
   std::string out = "'";
-  for (const char c : text) {
-    if (c == '\'') {
-      out += "''";
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t n = utf8_length(text, i);
+    const unsigned char c = static_cast<unsigned char>(text[i]);
+    if (n == 0) {
+      out += "\xEF\xBF\xBD";  // a broken lead byte would swallow the closing quote
+    } else if (c == '\'') {
+      out += "\xE2\x80\x99";  // gnuplot does not read '' alike everywhere
+    } else if (c < 0x20 || c == 0x7f) {
+      out += ' ';
     } else {
-      out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
+      out += text.substr(i, n);
     }
+    i += std::max<std::size_t>(n, 1);
   }
   return out + "'";
 }

@@ -32,8 +32,8 @@ std::vector<FigureGroup> make_figures(const ResultTable& table, const Analysis& 
 void draw_figures(const std::vector<FigureGroup>& groups, const std::string& folder);
 
 // --- what tests look at ---
-/// A gnuplot string constant that shows `text` as it is: single-quoted, where neither commands, macros nor
-/// escapes are expanded; control characters become spaces.
+/// A gnuplot string constant that shows `text`: single-quoted, where neither commands, macros nor escapes are
+/// expanded. Control characters become spaces, apostrophes typographic, bytes that are not UTF-8 U+FFFD.
 std::string gnuplot_string(std::string_view text);
 /// Colour of a method: the same everywhere, from the Okabe-Ito palette, which colour-blind readers can tell
 /// apart.
