@@ -198,21 +198,26 @@ void Transformer::append_kv(std::span<StepSequence> batch, int layer, const Tens
   copies_.clear();
   for (std::size_t i = 0; i < batch.size(); ++i) {
     SequenceCache& cache = *batch[i].cache;
-    for (int h = 0; h < shard_.kv_heads && batch[i].error->empty(); ++h) {
-      try {
+    const std::size_t writes = writes_.size(), copies = copies_.size();
+    if (!batch[i].error->empty()) continue;
+    try {
+      for (int h = 0; h < shard_.kv_heads; ++h) {
         cache.extend(layer, h, 1, copies_);
-      } catch (const Error& e) {  // no page left: this sequence ends here, the others go on
-        *batch[i].error = e.what();
-        break;
+        if (sliding(layer)) cache.drop_before_window(layer, h, config_.window);
+        const HeadCache& head = cache.head(layer, h);
+        writes_.push_back({.page_ids = head.pages,
+                           .first_slot = head.tokens - 1,
+                           .count = 1,
+                           .head = h,
+                           .row_begin = static_cast<std::int64_t>(i),
+                           .positions = {}});
       }
-      if (sliding(layer)) cache.drop_before_window(layer, h, config_.window);
-      const HeadCache& head = cache.head(layer, h);
-      writes_.push_back({.page_ids = head.pages,
-                         .first_slot = head.tokens - 1,
-                         .count = 1,
-                         .head = h,
-                         .row_begin = static_cast<std::int64_t>(i),
-                         .positions = {}});
+    } catch (const Error& e) {
+      // No page is left: this sequence ends here and gives its pages to the others.
+      *batch[i].error = e.what();
+      writes_.resize(writes);
+      copies_.resize(copies);
+      cache.clear();
     }
   }
   if (!copies_.empty()) ops_.copy_pages(copies_, pool.view());

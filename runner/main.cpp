@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   lacuna::add_merge_command(app);
   lacuna::add_export_command(app);
   lacuna::add_generate_command(app);
+  lacuna::add_doctor_command(app);
   lacuna::add_attend_command(app);
   lacuna::add_strategies_command(app);
   lacuna::add_tasks_command(app);

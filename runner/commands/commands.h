@@ -16,6 +16,7 @@ void add_retry_command(CLI::App& app);
 void add_merge_command(CLI::App& app);
 void add_export_command(CLI::App& app);
 void add_generate_command(CLI::App& app);
+void add_doctor_command(CLI::App& app);
 void add_attend_command(CLI::App& app);
 void add_strategies_command(CLI::App& app);
 void add_tasks_command(CLI::App& app);
