@@ -51,7 +51,8 @@ std::string extract_answer(std::string_view output) {
   if (first_open != std::string::npos) {
     const auto close = lower.rfind(kClose);
     if (close != std::string::npos && close > first_open) {
-      return cut(lower.rfind(kOpen, close) + kOpen.size(), close);
+      const auto open = lower.rfind(kOpen, close) + kOpen.size();
+      return cut(open, lower.find(kClose, open));
     }
     return cut(lower.rfind(kOpen) + kOpen.size(), std::string::npos);
   }

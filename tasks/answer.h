@@ -11,7 +11,7 @@
 namespace lacuna {
 
 /// The answer inside an output, trimmed; "" when there is none. In this order:
-/// 1. the text between the last `</answer>` and the `<answer>` nearest before it;
+/// 1. the text of the last pair: from the last `<answer>` that a `</answer>` follows, up to the first such;
 /// 2. the text after the last `<answer>`, when no closed pair exists (an output cut off at its token limit);
 /// 3. the rest of the line after the last "answer:" (any case).
 /// Tags are matched in any case. Any bytes are accepted; the time is linear in the length.

@@ -16,6 +16,7 @@
 #include "core/text.h"
 #include "core/thread_pool.h"
 #include "runner/commands/commands.h"
+#include "tasks/document.h"
 #include "tasks/export.h"
 #include "tasks/task.h"
 
@@ -28,7 +29,7 @@ struct Options {
   std::vector<std::string> params;
   std::uint64_t index = 0, count = 0, seed = 42;
   int threads = 0;
-  bool show_params = false;
+  bool show_params = false, markdown = false;
 };
 
 /// Standard output ("-") or a file. Everything is checked, so that a full disk is an error and not a short
@@ -254,6 +255,11 @@ void score_file(const Options& options) {
 }
 
 void run(const Options& options) {
+  if (options.markdown) {
+    const Loaded model = load_model(options);
+    fmt::print("{}", tasks_markdown(model.tokenizer, model.chat, "`" + options.model + "`"));
+    return;
+  }
   if (!options.score.empty()) return score_file(options);
   if (!options.export_file.empty()) {
     LACUNA_REQUIRE(!options.names.empty() || !options.spec.empty(), "--export needs NAME or --spec FILE");
@@ -294,6 +300,7 @@ void add_tasks_command(CLI::App& app) {
   command->add_option("-p,--param", options->params, "Parameter of the task as name=value");
   command->add_option("--data", options->data, "Data file of a QA task");
   command->add_flag("--params", options->show_params, "Print the task's parameters");
+  command->add_flag("--markdown", options->markdown, "Print docs/tasks.md, with token counts of --model");
   command->add_option("--jsonl", options->jsonl,
                       "Write samples (with --score: scores) as JSON lines; - is standard output");
   command->add_option("--score", options->score, "Score the predictions in this file of JSON lines");
