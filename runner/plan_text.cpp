@@ -93,6 +93,7 @@ PlanReport make_plan(const Sweep& sweep, const Hardware& hardware, const ModelSe
   for (std::size_t i = 0; i < grid.cells.size(); ++i) {
     if (!preflight.cell_problem[i].empty()) ++reasons[preflight.cell_problem[i]];
   }
+  report.notes = preflight.notes;
   report.problems.assign(reasons.begin(), reasons.end());
 
   for (const auto& model : sweep.models) report.models.push_back({.name = model.name});
@@ -175,6 +176,8 @@ std::string to_text(const PlanReport& r) {
     if (r.hardware.memory > 0)
       text += fmt::format("  a rank has {}\n", format_bytes(static_cast<double>(r.hardware.memory)));
   }
+  if (!r.notes.empty()) text += "\n  not on this machine, needed by the run\n";
+  for (const auto& note : r.notes) text += fmt::format("  {}\n", note);
   if (!r.problems.empty()) text += "\n  cannot run\n";
   for (const auto& [reason, cells] : r.problems) text += fmt::format("  {:>6} cells  {}\n", cells, reason);
   if (r.simulation) {

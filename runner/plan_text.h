@@ -36,6 +36,7 @@ struct PlanReport {
   std::string most_shared_by;       ///< Its prefill method.
   std::vector<MemoryLine> memory;
   std::vector<std::pair<std::string, int>> problems;  ///< Reason and cells.
+  std::vector<std::string> notes;
   std::optional<Simulation> simulation;
   double plan_seconds = 0;
 };

@@ -1,7 +1,7 @@
 #include "runner/preflight.h"
 
 #include <algorithm>
-#include <filesystem>
+#include <cmath>
 #include <map>
 
 #include "core/error.h"
@@ -85,18 +85,23 @@ std::string task_problem(const SweepTask& task) {
   }
 }
 
-/// What the caches of `cells` keep beyond the shared prompt, in tokens per cell: evicting variants copy what
-/// they keep.
-std::int64_t kept_tokens(const Grid& grid, const JobGroup& group) {
-  double kept = 0;
+/// What evicting cells keep in caches of their own, in tokens per cell, for a job of `cells` of the group's
+/// cells: the mean of the largest, so that any choice of cells fits.
+std::int64_t kept_tokens(const Grid& grid, const JobGroup& group, int cells) {
+  std::vector<double> kept;
   for (const int c : group.cells) {
     const Cell& cell = grid.cells[at(c)];
     const StrategySpec& spec = grid.specs[at(cell.spec)];
-    if (spec.evict.method == "none") continue;
-    kept = std::max(kept, static_cast<double>(group.length) *
-                              (1 - nominal_sparsity(spec, cell.level, group.length).decode));
+    const bool evicts = spec.evict.method != "none";
+    kept.push_back(evicts ? static_cast<double>(group.length) *
+                                (1 - intended_sparsity(spec, cell.level, group.length).decode)
+                          : 0);
   }
-  return static_cast<std::int64_t>(kept);
+  std::ranges::sort(kept, std::greater<>());
+  const auto count = std::min(kept.size(), at(cells));
+  double sum = 0;
+  for (std::size_t i = 0; i < count; ++i) sum += kept[i];
+  return count > 0 ? static_cast<std::int64_t>(std::ceil(sum / static_cast<double>(count))) : 0;
 }
 
 class MemoryCheck {
@@ -110,7 +115,7 @@ class MemoryCheck {
     if (!model.shape) return {};
     const ModelFacts facts = model.facts ? *model.facts : facts_from(*model.shape);
     return services_.plan_memory(facts, hardware_.device, tp, group.length,
-                                 group.max_new_tokens + kept_tokens(grid_, group), cells);
+                                 group.max_new_tokens + kept_tokens(grid_, group, cells), cells);
   }
   std::int64_t bytes(const JobGroup& group, int cells, int tp) const {
     return plan(group, cells, tp).total();
@@ -160,15 +165,15 @@ JobCost estimate(const Grid& grid, const JobGroup& group, const ModelShape& shap
   const double bytes = element_bytes(hardware.device);
   const auto tokens = static_cast<double>(group.length);
   const StrategySpec& first = grid.specs[at(group.prefill_spec)];
-  const SweepLevel& level = grid.cells[at(group.cells.front())].level;
+  const Budget& level = grid.cells[at(group.cells.front())].level;
   const auto prefill =
-      causal_prefill_flops(shape, tokens, nominal_sparsity(first, level, group.length).prefill,
+      causal_prefill_flops(shape, tokens, intended_sparsity(first, level, group.length).prefill,
                            index_cost(first.prefill.method, shape, tokens).prefill_flops);
   cost.prefill_seconds = prefill_seconds(shape, tokens, prefill, hardware.profile, tp, bytes);
   double left_out = 0;
   for (const int c : group.cells) {
     const Cell& cell = grid.cells[at(c)];
-    left_out += nominal_sparsity(grid.specs[at(cell.spec)], cell.level, group.length).decode;
+    left_out += intended_sparsity(grid.specs[at(cell.spec)], cell.level, group.length).decode;
   }
   const auto batch = static_cast<double>(group.cells.size());
   const auto step = causal_decode_step(shape, tokens, left_out / batch, batch, bytes);
@@ -182,23 +187,16 @@ JobCost estimate(const Grid& grid, const JobGroup& group, const ModelShape& shap
 
 }  // namespace
 
-NominalSparsity nominal_sparsity(const StrategySpec& spec, const SweepLevel& level, std::int64_t length) {
-  NominalSparsity s;
-  double value = level.kind == SweepLevel::Kind::kSparsity ? level.value : 0;
-  if (level.kind == SweepLevel::Kind::kTokens) value = 1 - level.value / static_cast<double>(length);
+IntendedSparsity intended_sparsity(const StrategySpec& spec, const Budget& level, std::int64_t length) {
+  IntendedSparsity s;
+  double value = level.kind == Budget::Kind::kSparsity ? level.value : 0;
+  if (level.kind == Budget::Kind::kTokens) value = 1 - level.value / static_cast<double>(length);
   if (spec.prefill.method != "dense") s.prefill = value;
   for (const auto& [slot, method] :
        {std::pair(Slot::kEvict, &spec.evict), std::pair(Slot::kDecode, &spec.decode)}) {
     if (method->method == "none" || method->method == "dense") continue;
-    double own = value;
-    if (level.kind == SweepLevel::Kind::kOwn) {
-      const MethodInfo& info = find_method(slot, method->method, "estimate");
-      const auto param = std::ranges::find(info.params, info.budget_param, &ParamSpec::name);
-      if (param != info.params.end() && param->unit == "tokens" &&
-          std::holds_alternative<std::int64_t>(param->default_value)) {
-        own = 1 - static_cast<double>(method->params.get_int(param->name)) / static_cast<double>(length);
-      }
-    }
+    const double own =
+        level.kind == Budget::Kind::kOwn ? nominal_sparsity(slot, *method, length).value_or(0) : value;
     s.decode = std::max(s.decode, std::clamp(own, 0.0, 1.0));
   }
   return s;
@@ -225,10 +223,14 @@ Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& servi
     result.models.push_back(check_model(model, services, hardware, for_plan));
   std::vector<std::string> tasks;
   for (const auto& task : sweep.tasks) tasks.push_back(task_problem(task));
+  for (const auto& problem : tasks) {
+    if (!problem.empty()) result.notes.push_back(problem);
+  }
   for (const auto& cell : grid.cells) {
     std::string problem = cell.problem;
     if (problem.empty()) problem = result.models[at(cell.model)].problem;
-    if (problem.empty()) problem = tasks[at(cell.task)];
+    // A plan is made where the data need not be.
+    if (problem.empty() && !for_plan) problem = tasks[at(cell.task)];
     result.cell_problem.push_back(std::move(problem));
   }
   // Cells that cannot run leave their jobs before memory is looked at.
@@ -247,9 +249,10 @@ Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& servi
     JobCost cost;
     if (const auto& shape = result.models[at(group.model)].shape) {
       cost = estimate(grid, group, *shape, sweep.models[at(group.model)].tp, hardware);
-      cost.memory =
-          memory.bytes(group, static_cast<int>(group.cells.size()), sweep.models[at(group.model)].tp);
     }
+    result.plans.push_back(
+        memory.plan(group, static_cast<int>(group.cells.size()), sweep.models[at(group.model)].tp));
+    cost.memory = result.plans.back().total();
     result.costs.push_back(cost);
   }
   return result;

@@ -39,6 +39,7 @@ struct JobCost {
 
 struct Preflight {
   std::vector<ModelCheck> models;         ///< Of the sweep.
+  std::vector<std::string> notes;         ///< For plans: data files that are not here.
   std::vector<std::string> cell_problem;  ///< Of the grid; empty: can run.
   std::vector<MemoryPlan> plans;          ///< Of the groups, per rank.
   std::vector<JobCost> costs;             ///< Of the grid's groups, after they were split for memory.
@@ -53,10 +54,10 @@ Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& servi
 
 /// Leaving-out that a resolved strategy intends, as far as its level or a budget in tokens says it: for
 /// estimates only.
-struct NominalSparsity {
+struct IntendedSparsity {
   double prefill = 0, decode = 0;
 };
-NominalSparsity nominal_sparsity(const StrategySpec& spec, const SweepLevel& level, std::int64_t length);
+IntendedSparsity intended_sparsity(const StrategySpec& spec, const Budget& level, std::int64_t length);
 
 /// For CPU runs without a measured profile: about what two cores do. Good for the order of jobs, not for
 /// promises.

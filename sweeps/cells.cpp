@@ -11,7 +11,6 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/json.h"
-#include "sweeps/levels.h"
 
 namespace lacuna {
 
@@ -23,20 +22,25 @@ bool selected(const std::vector<T>& only, const T& value) {
 }
 
 /// The name on the strategy axis: a budget in tokens belongs to it.
-std::string axis_name(const SweepStrategy& strategy, const SweepLevel& level) {
-  if (level.kind != SweepLevel::Kind::kTokens) return strategy.name;
+std::string axis_name(const SweepStrategy& strategy, const Budget& level) {
+  if (level.kind != Budget::Kind::kTokens) return strategy.name;
   return fmt::format("{} tokens={:.0f}", strategy.name, level.value);
 }
 
-double requested_sparsity(const StrategySpec& spec, const SweepLevel& level) {
-  if (level.kind == SweepLevel::Kind::kSparsity) return level.value;
+double requested_sparsity(const StrategySpec& spec, const Budget& level) {
+  if (level.kind == Budget::Kind::kSparsity) return level.value;
   return phase_of(spec) == "dense" ? 0.0 : std::numeric_limits<double>::quiet_NaN();
 }
 
 /// Builds the lists of distinct things that cells point into.
 class Expansion {
  public:
-  Expansion(const Sweep& sweep, Grid& grid) : sweep_(sweep), grid_(grid) {}
+  Expansion(const Sweep& sweep, Grid& grid)
+      : sweep_(sweep),
+        grid_(grid),
+        calibration_(sweep.calibration.is_null()
+                         ? Document::parse(paper_calibration_yaml(), "the built-in calibration").root()
+                         : sweep.calibration) {}
 
   void run() {
     for (std::size_t m = 0; m < sweep_.models.size(); ++m) {
@@ -61,7 +65,7 @@ class Expansion {
         continue;
       }
       for (std::size_t v = 0; v < strategy.levels.size(); ++v) {
-        const SweepLevel& level = strategy.levels[v];
+        const Budget& level = strategy.levels[v];
         Cell cell;
         cell.model = static_cast<int>(m);
         cell.task = static_cast<int>(t);
@@ -90,7 +94,7 @@ class Expansion {
       const SweepStrategy& strategy = sweep_.strategies[s];
       StrategySpec spec = strategy.base;
       try {
-        spec = apply_level(strategy.base, strategy.levels[v], length, sweep_.calibration, strategy.name);
+        spec = with_budget(strategy.base, strategy.levels[v], length, calibration_, strategy.name);
       } catch (const Error& e) {
         it->second.problem = e.what();
       }
@@ -105,7 +109,7 @@ class Expansion {
     return it->second;
   }
 
-  int strategy_index(const SweepStrategy& strategy, const SweepLevel& level) {
+  int strategy_index(const SweepStrategy& strategy, const Budget& level) {
     const std::string name = axis_name(strategy, level);
     const auto [it, is_new] = strategies_.try_emplace(name, static_cast<int>(grid_.strategies.size()));
     if (is_new) {
@@ -165,6 +169,7 @@ class Expansion {
 
   const Sweep& sweep_;
   Grid& grid_;
+  const Json calibration_;
   std::map<std::tuple<std::size_t, std::size_t, std::int64_t>, Resolved> resolved_;
   std::unordered_map<std::string, int> specs_, strategies_;
   std::vector<double> requested_;  // per cell
@@ -264,7 +269,7 @@ std::string cell_name(const Sweep& sweep, const Grid& grid, const Cell& cell) {
   std::string name = fmt::format("{} {} {} {}", sweep.models[static_cast<std::size_t>(cell.model)].name,
                                  sweep.tasks[static_cast<std::size_t>(cell.task)].name, cell.length,
                                  grid.strategies[static_cast<std::size_t>(cell.strategy)].name);
-  if (cell.level.kind == SweepLevel::Kind::kSparsity) name += fmt::format(" sparsity={:g}", cell.level.value);
+  if (cell.level.kind == Budget::Kind::kSparsity) name += fmt::format(" sparsity={:g}", cell.level.value);
   return name;
 }
 

@@ -18,7 +18,7 @@ struct Cell {
   int strategy = 0;                           ///< Into Grid::strategies.
   int sparsity_index = 0;                     ///< Into Grid::sparsities.
   int spec = 0;                               ///< Into Grid::specs.
-  SweepLevel level;
+  Budget level;
   int samples = 0, max_new_tokens = 0;
   std::int64_t length = 0;
   std::string problem;  ///< Not empty: the cell cannot run, and why.

@@ -205,12 +205,12 @@ bool takes_levels(const StrategySpec& spec) {
 }
 
 /// `given`: the strategy as it was written, for budgets among a method's own parameters.
-std::vector<SweepLevel> read_levels(const Reader& r, const Reader& top, const StrategySpec& spec,
-                                    const Json& given) {
+std::vector<Budget> read_levels(const Reader& r, const Reader& top, const StrategySpec& spec,
+                                const Json& given) {
   if (r.has("sparsity") && r.has("tokens")) r.fail("tokens", "give sparsity or tokens, not both");
-  std::vector<SweepLevel> levels;
+  std::vector<Budget> levels;
   for (const auto tokens : r.integers("tokens", 1, kMaxLength)) {
-    levels.push_back({SweepLevel::Kind::kTokens, static_cast<double>(tokens)});
+    levels.push_back({Budget::Kind::kTokens, static_cast<double>(tokens)});
   }
   const bool asked = r.has("sparsity") || r.has("tokens");
   const char* key = r.has("tokens") ? "tokens" : "sparsity";
@@ -221,12 +221,12 @@ std::vector<SweepLevel> read_levels(const Reader& r, const Reader& top, const St
   const Reader& source = asked ? r : top;
   if (levels.empty() && takes_levels(spec) && !gives_budget(given)) {
     for (const auto sparsity : source.numbers("sparsity", 0, 0.9999)) {
-      levels.push_back({SweepLevel::Kind::kSparsity, sparsity});
+      levels.push_back({Budget::Kind::kSparsity, sparsity});
     }
   }
   for (std::size_t i = 0; i < levels.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
-      if (levels[i] == levels[j]) r.fail(key, "{} is given twice", levels[i].value);
+      if (levels[i].value == levels[j].value) r.fail(key, "{} is given twice", levels[i].value);
     }
   }
   if (levels.empty()) levels.push_back({});
@@ -308,7 +308,7 @@ void read_strategy(const Document& document, const Json& value, const std::strin
     strategy.lengths = read_subset_lengths(r, sweep.lengths);
     // In a product, the dense corner takes no level.
     const bool plain = r.has("product") && phase_of(strategy.base) == "dense";
-    strategy.levels = plain ? std::vector<SweepLevel>{{}} : read_levels(r, top, strategy.base, given);
+    strategy.levels = plain ? std::vector<Budget>{{}} : read_levels(r, top, strategy.base, given);
     add_strategy(std::move(strategy), where, sweep);
   }
 }
@@ -322,7 +322,8 @@ Json without_budget(const StrategySpec& spec) {
   Json json = to_json(spec);
   const auto drop = [&](const char* name, Slot slot, const MethodSpec& method) {
     const std::string& param = find_method(slot, method.method, name).budget_param;
-    if (!param.empty() && json.contains(name) && json[name].is_object()) json[name][method.method].erase(param);
+    if (!param.empty() && json.contains(name) && json[name].is_object())
+      json[name][method.method].erase(param);
   };
   drop("prefill", Slot::kPrefill, spec.prefill);
   drop("evict", Slot::kEvict, spec.evict);
@@ -427,18 +428,18 @@ Json Sweep::to_json() const {
     json["tasks"].push_back(std::move(t));
   }
   for (const auto& strategy : strategies) {
-    const bool own = strategy.levels.front().kind == SweepLevel::Kind::kOwn;
+    const bool own = strategy.levels.front().kind == Budget::Kind::kOwn;
     Json s = own ? lacuna::to_json(strategy.base) : without_budget(strategy.base);
     s["name"] = strategy.name;
     Json values = Json::array();
     for (const auto& level : strategy.levels) values.push_back(level.value);
     switch (strategy.levels.front().kind) {
-      case SweepLevel::Kind::kOwn:
+      case Budget::Kind::kOwn:
         break;
-      case SweepLevel::Kind::kSparsity:
+      case Budget::Kind::kSparsity:
         s["sparsity"] = values;
         break;
-      case SweepLevel::Kind::kTokens:
+      case Budget::Kind::kTokens:
         s["tokens"] = values;
         break;
     }

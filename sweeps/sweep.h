@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/budget.h"
 #include "attention/strategy.h"
 #include "core/params.h"
 #include "sweeps/document.h"
@@ -39,19 +40,11 @@ struct SweepTask {
   std::optional<int> samples, max_new_tokens;
 };
 
-/// How much attention a strategy may use.
-struct SweepLevel {
-  enum class Kind { kOwn, kSparsity, kTokens };
-  Kind kind = Kind::kOwn;  ///< kOwn: the method's own parameters say it.
-  double value = 0;        ///< kSparsity: the share left out; kTokens: tokens kept.
-  bool operator==(const SweepLevel&) const = default;
-};
-
 /// One method or combination, at one or more levels.
 struct SweepStrategy {
   std::string name;  ///< Without the level: what the cube's strategy axis shows.
   StrategySpec base;
-  std::vector<SweepLevel> levels;
+  std::vector<Budget> levels;
   std::vector<std::string> models, tasks;  ///< Only these; empty: all.
   std::vector<std::int64_t> lengths;
 };
@@ -65,7 +58,7 @@ struct Sweep {
   int samples = 1;
   std::uint64_t seed = 0;
   int max_new_tokens = 128;
-  nlohmann::json calibration;  ///< Parsed content of the calibration file, or null.
+  nlohmann::json calibration;  ///< Content of the calibration file; null: the paper's values.
 
   /// Canonical form, itself a sweep file (JSON is YAML): parse(to_json()) gives the same sweep.
   nlohmann::json to_json() const;
