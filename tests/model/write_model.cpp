@@ -1,4 +1,5 @@
-// write_model CASE FOLDER PROMPT EXPECTED: a golden case as a model folder, with its 64-token prompt and greedy tokens.
+// write_model CASE FOLDER PROMPT EXPECTED: a golden case as a model folder, with its 64-token prompt and
+// greedy tokens.
 #include <fmt/ranges.h>
 
 #include <span>
@@ -15,6 +16,7 @@ int main(int argc, char** argv) {
   testing::write_text(argv[3], fmt::format("{}\n", fmt::join(testing::tiny_prompt(64), ",")));
   const Tensor tokens = read_npy(golden + "/tokens.npy");
   const auto steps = static_cast<std::size_t>(tokens.shape()[1]);
-  testing::write_text(argv[4], fmt::format("{}\n", fmt::join(std::span(tokens.as<std::int32_t>() + 2 * steps, steps), ",")));
+  testing::write_text(
+      argv[4], fmt::format("{}\n", fmt::join(std::span(tokens.as<std::int32_t>() + 2 * steps, steps), ",")));
   return 0;
 }
