@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace lacuna {
 
@@ -15,7 +16,7 @@ constexpr std::int64_t kRowsPerBin = 16;
 /// Shades from "left out" to "all kept".
 constexpr std::array<const char*, 7> kShades{"#e6ebf1", "#c3d4e6", "#9bbad9", "#6f9dca",
                                              "#4380b8", "#1f639f", "#084a83"};
-constexpr double kSide = 380, kLeft = 62, kTop = 58;
+constexpr double kSide = 380, kLeft = 62, kTop = 72;
 
 /// For SVG text: markup escaped, control characters dropped.
 std::string xml(const std::string& text) {
@@ -144,6 +145,27 @@ PatternView view_of_decode(std::int64_t prompt_tokens, std::vector<PageList> lis
   return view;
 }
 
+PatternView view_of_pages(std::int64_t tokens, std::vector<PageList> lists) {
+  PatternView view;
+  view.rows = std::int64_t(lists.size());
+  view.keys = view.first_query = tokens;
+  view.kept = [lists = std::move(lists)](std::int64_t row, std::vector<KeyRange>& kept) {
+    for (const std::int32_t page : lists[std::size_t(row)]) kept.push_back({page * kPageTokens, kPageTokens});
+  };
+  return view;
+}
+
+PictureOptions picture_options(const MethodSpec& spec) {
+  PictureOptions options;
+  options.title = spec.method;
+  const Json params = spec.params.to_json();
+  for (const auto& [name, value] : params.items()) {
+    options.subtitle += (options.subtitle.empty() ? "" : ", ") + name + " " +
+                        (value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  return options;
+}
+
 PatternView view_of_eviction(std::int64_t prompt_tokens,
                              std::vector<std::vector<std::int32_t>> kept_per_head) {
   PatternView view;
@@ -181,10 +203,11 @@ std::string draw_pattern(const PatternView& view, const PictureOptions& options)
       "font-family=\"DejaVu Sans, sans-serif\" font-size=\"12\" fill=\"#1c2430\">\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
       "<text x=\"{2}\" y=\"20\" font-size=\"14\" font-weight=\"bold\">{3}</text>\n"
-      "<text x=\"{2}\" y=\"38\" fill=\"#5b6675\">{4}{5:.1f} % of the visible cells kept (sparsity "
-      "{6:.3f})</text>\n",
+      "<text x=\"{2}\" y=\"37\" font-size=\"10.5\" fill=\"#5b6675\">{7}</text>\n"
+      "<text x=\"{2}\" y=\"55\">{4}{5:.1f} % of the visible cells kept (sparsity {6:.3f})</text>\n",
       kLeft + kSide + 24, kTop + kSide + 74, kLeft, xml(options.title), sampled ? "about " : "", kept,
-      1 - kept / 100);
+      1 - kept / 100,
+      xml(options.subtitle.size() > 66 ? options.subtitle.substr(0, 64) + "..." : options.subtitle));
   svg +=
       fmt::format("<g transform=\"translate({} {}) scale({:.6g} {:.6g})\" shape-rendering=\"crispEdges\">\n",
                   kLeft, kTop, cell_w, cell_h);

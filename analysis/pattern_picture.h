@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/strategy.h"
 #include "attention/types.h"
 
 namespace lacuna {
@@ -29,16 +30,22 @@ PatternView view_of_prefill(const TileLists& lists, int head, std::int64_t windo
 /// Decode steps of one kv head: step s reads the pages lists[s] of a cache that holds prompt_tokens + s + 1
 /// keys.
 PatternView view_of_decode(std::int64_t prompt_tokens, std::vector<PageList> lists);
+/// One decode step, per kv head (or query head) one row: the pages it reads of a cache of `tokens` keys.
+PatternView view_of_pages(std::int64_t tokens, std::vector<PageList> lists);
 /// What eviction leaves of a prompt, per kv head one row (all rows see the whole prompt).
 PatternView view_of_eviction(std::int64_t prompt_tokens,
                              std::vector<std::vector<std::int32_t>> kept_per_head);
 
 struct PictureOptions {
-  std::string title;  ///< Method and its parameters; shown as it is
+  std::string title;     ///< Method; shown as it is
+  std::string subtitle;  ///< Its parameters; cut to the width
   std::string row_label = "query position";
   std::int64_t bins =
       160;  ///< Cells are merged into at most so many rows and columns; their shade is the share kept.
 };
+
+/// Title and subtitle from a method and its parameters.
+PictureOptions picture_options(const MethodSpec& spec);
 
 /// A self-contained SVG. Kept cells are counted exactly where a bin has at most 16 rows, else on 16 rows of
 /// it.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 
+#include "analysis/pattern_picture.h"
 #include "attention/budget.h"
 #include "attention/key_stream.h"
 #include "core/error.h"
@@ -21,10 +22,10 @@ namespace lacuna {
 namespace {
 
 struct Options {
-  std::string q, k, v, strategy, out, kept;
+  std::string q, k, v, strategy, out, kept, picture;
   std::optional<float> scale;
   float softcap = 0;
-  int window = 0, layer = 0, layers = 1, threads = 0;
+  int window = 0, layer = 0, layers = 1, threads = 0, picture_head = 0;
   std::uint64_t seed = 0;
 };
 
@@ -75,6 +76,31 @@ void print_accounting(const AttendResult& r, const StrategySpec& strategy, std::
   }
 }
 
+/// Prefill: one query head. Eviction and decode: every kv head, one row each.
+void draw_picture(const Options& options, const StrategySpec& strategy, const AttendResult& result,
+                  std::int64_t tokens) {
+  PictureOptions picture = picture_options(result.decode          ? strategy.decode
+                                           : !result.kept.empty() ? strategy.evict
+                                                                  : strategy.prefill);
+  if (!result.decode && result.kept.empty()) {
+    picture.title += fmt::format(", query head {}", options.picture_head);
+    write_file_atomically(
+        options.picture,
+        draw_pattern(view_of_prefill(result.lists, options.picture_head, options.window), picture));
+    return;
+  }
+  picture.row_label = "head";
+  std::vector<PageList> pages = result.pages;
+  if (result.decode && pages.empty()) {  // everything was read
+    PageList all(static_cast<std::size_t>((tokens + kPageTokens - 1) / kPageTokens));
+    std::iota(all.begin(), all.end(), 0);
+    pages.assign(result.head_sparsity.size(), all);
+  }
+  const PatternView view =
+      result.decode ? view_of_pages(tokens, std::move(pages)) : view_of_eviction(tokens, result.kept);
+  write_file_atomically(options.picture, draw_pattern(view, picture));
+}
+
 void run(const Options& options) {
   const StrategySpec strategy = read_strategy(options.strategy);
   const Tensor q = read_npy(options.q), k = read_npy(options.k), v = read_npy(options.v);
@@ -92,6 +118,7 @@ void run(const Options& options) {
   write_npy(options.out, result.out.view());
   const std::int64_t tokens = k.shape()[1];
   if (!options.kept.empty()) write_npy(options.kept, kept_array(result, tokens).view());
+  if (!options.picture.empty()) draw_picture(options, strategy, result, tokens);
   print_accounting(result, strategy, tokens, threads.threads());
 }
 
@@ -115,6 +142,9 @@ void add_attend_command(CLI::App& app) {
       "--kept", options->kept,
       "What was kept: .npy of 0 and 1; [heads, row blocks, tokens] for prefill, [kv heads, tokens] after an "
       "eviction, [lists, tokens] for decode");
+  verb->add_option("--picture", options->picture, "What was kept, drawn: .svg");
+  verb->add_option("--picture-head", options->picture_head, "Query head of the picture of a prefill")
+      ->check(CLI::NonNegativeNumber);
   verb->add_option("--scale", options->scale, "Factor of q.k; default: 1/sqrt(head_dim)");
   verb->add_option("--softcap", options->softcap, "s -> softcap * tanh(s / softcap); 0: none")
       ->check(CLI::NonNegativeNumber);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
+#include "core/json.h"
 
 namespace lacuna {
 namespace {
@@ -48,7 +49,7 @@ TEST(PatternPicture, RangesAndColumnsMerge) {
 TEST(PatternPicture, CountsCellsOneByOne) {
   const TileLists lists = small();
   // Rows 0..7 keep 1, 2, 3, 4, 3, 4, 4, 5 cells of 1..8 = 26 of 36.
-  const std::string svg = draw_pattern(view_of_prefill(lists, 0), {.title = "small"});
+  const std::string svg = draw_pattern(view_of_prefill(lists, 0), {.title = "small", .subtitle = ""});
   EXPECT_THAT(svg, HasSubstr("72.2 % of the visible cells kept (sparsity 0.278)"));
   EXPECT_THAT(svg, Not(HasSubstr("about")));
   // Row 7: two kept, three left out, then column 5 and the diagonal block kept.
@@ -62,26 +63,40 @@ TEST(PatternPicture, DenseIsWholeAtAnyLengthAndWindow) {
   lists.heads = 2;
   lists.tokens = 100000;
   lists.dense = true;
-  EXPECT_THAT(draw_pattern(view_of_prefill(lists, 1), {.title = "dense"}), HasSubstr("about 100.0 %"));
-  EXPECT_THAT(draw_pattern(view_of_prefill(lists, 1, 1024), {.title = "window"}), HasSubstr("about 100.0 %"));
-  EXPECT_LT(draw_pattern(view_of_prefill(lists, 1), {.title = "dense"}).size(), 20000u);
+  EXPECT_THAT(draw_pattern(view_of_prefill(lists, 1), {.title = "dense", .subtitle = ""}),
+              HasSubstr("about 100.0 %"));
+  EXPECT_THAT(draw_pattern(view_of_prefill(lists, 1, 1024), {.title = "window", .subtitle = ""}),
+              HasSubstr("about 100.0 %"));
+  EXPECT_LT(draw_pattern(view_of_prefill(lists, 1), {.title = "dense", .subtitle = ""}).size(), 20000u);
   EXPECT_THROW(view_of_prefill(lists, 2), Error);
 }
 
 TEST(PatternPicture, DecodeAndEviction) {
   // 40 prompt tokens, two steps: pages 0 and 2 of 3.
   const PatternView decode = view_of_decode(40, {{0, 2}, {0, 2}});
-  const std::string svg = draw_pattern(decode, {.title = "quest", .row_label = "step"});
+  const std::string svg = draw_pattern(decode, {.title = "quest", .subtitle = "", .row_label = "step"});
   EXPECT_THAT(svg, HasSubstr(fmt::format("{:.1f} % of", 100.0 * (16 + 9 + 16 + 10) / (41 + 42))));
+  EXPECT_THAT(draw_pattern(view_of_pages(40, {{0, 2}, {1}}),
+                           {.title = "quest", .subtitle = "", .row_label = "kv head"}),
+              HasSubstr(fmt::format("{:.1f} % of", 100.0 * (16 + 8 + 16) / 80)));
   const std::string evicted = draw_pattern(view_of_eviction(10, {{0, 1, 9}, {0, 1, 2, 3, 4}}),
-                                           {.title = "snapkv", .row_label = "kv head"});
+                                           {.title = "snapkv", .subtitle = "", .row_label = "kv head"});
   EXPECT_THAT(evicted, HasSubstr("40.0 % of"));
   EXPECT_THROW(draw_pattern(view_of_decode(40, {}), {}), Error);
 }
 
+TEST(PatternPicture, MethodsNameTheirParameters) {
+  const StrategySpec spec =
+      parse_strategy(nlohmann::json::parse(R"({"prefill": {"vertical_slash": {"verticals": 77}}})"), "test");
+  const PictureOptions options = picture_options(spec.prefill);
+  EXPECT_EQ(options.title, "vertical_slash");
+  EXPECT_THAT(options.subtitle, HasSubstr("verticals 77"));
+}
+
 TEST(PatternPicture, TitlesAreEscaped) {
   const TileLists lists = small();
-  const std::string svg = draw_pattern(view_of_prefill(lists, 0), {.title = "</text><script>&\"\n"});
+  const std::string svg =
+      draw_pattern(view_of_prefill(lists, 0), {.title = "</text><script>&\"\n", .subtitle = ""});
   EXPECT_THAT(svg, HasSubstr("&lt;/text&gt;&lt;script&gt;&amp;&quot; "));
   EXPECT_THAT(svg, Not(HasSubstr("<script>")));
 }
