@@ -305,6 +305,105 @@ void bench_slash_index(std::int64_t tokens, int window, int k, float mass) {
   std::fflush(stdout);
 }
 
+/// block_sparse with its index, as a layer runs it.
+void bench_block_sparse(std::int64_t tokens, int block, int top) {
+  const PrefillData data(tokens);
+  const std::int64_t blocks = (tokens + block - 1) / block;
+  const LayerInfo& info = data.input.info;
+  const std::int64_t capacity = kQHeads * blocks * top;
+  const Buffer ranges(static_cast<std::size_t>(capacity) * sizeof(KeyRange), Buffer::Kind::kDevice);
+  const Buffer begin(static_cast<std::size_t>(kQHeads * blocks + 1) * 8, Buffer::Kind::kDevice);
+  const Buffer overflow(64, Buffer::Kind::kDevice);
+  const Buffer workspace(block_sparse_workspace_bytes(info, tokens, block, top), Buffer::Kind::kDevice);
+  TileListsOut out;
+  out.ranges = ranges.as<KeyRange>(), out.max_ranges = capacity, out.range_begin = begin.as<std::int64_t>();
+  out.overflow = overflow.as<int>();
+  const double index_ms = time_ms(
+      [&](cudaStream_t s) {
+        block_sparse_lists_cuda(data.input, block, top, out, {workspace.data(), workspace.bytes()}, s);
+      },
+      60);
+  std::printf("index block_sparse %-4d top %-5d       %7lld  total %7.3f ms\n", block, top,
+              static_cast<long long>(tokens), index_ms);
+  DeviceTileLists lists;
+  lists.heads = kQHeads, lists.tokens = tokens, lists.row_block = block;
+  lists.ranges = ranges.as<KeyRange>(), lists.range_begin = begin.as<std::int64_t>();
+  report_prefill("block_sparse, own lists", data, lists, CudaPath::kAuto);
+}
+
+/// One step of Quest: bounds of the last page, scores, top pages, attention.
+void bench_quest(std::int64_t tokens, int budget) {
+  constexpr std::int64_t kPageElements = 2 * kPageTokens * kHeadDim;
+  constexpr int kCopies = 4;
+  const std::int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
+  const Buffer pool = random_bf16(static_cast<std::size_t>(kCopies * kKvHeads * pages * kPageElements), 5);
+  const Buffer q = random_bf16(kQHeads * kHeadDim, 6);
+  const Buffer out(kQHeads * kHeadDim * 2, Buffer::Kind::kDevice);
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(kCopies * kKvHeads * pages));
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i);
+  const Buffer device_ids = upload(ids);
+  std::vector<DevicePagedHead> heads;
+  for (int i = 0; i < kCopies * kKvHeads; ++i)
+    heads.push_back({device_ids.as<std::int32_t>() + i * pages, tokens});
+  const Buffer device_heads = upload(heads);
+  const Buffer zeros = upload(std::vector<std::int32_t>(kCopies * kKvHeads, 0));
+  const Buffer bounds(heads.size() * static_cast<std::size_t>(pages) * 2 * kHeadDim * 2,
+                      Buffer::Kind::kDevice);
+  PageBoundsParams update;
+  update.pool = pool.data(), update.page_elements = kPageElements,
+  update.heads = device_heads.as<DevicePagedHead>();
+  update.first_page = zeros.as<std::int32_t>(), update.bounds = bounds.data(), update.max_pages = pages;
+  update.rows = kCopies * kKvHeads, update.head_dim = kHeadDim,
+  update.pages_per_row = static_cast<int>(pages);
+  update_page_bounds_cuda(update, nullptr);
+  update.first_page = nullptr;
+  update.rows = kKvHeads;
+
+  PageScoresParams scores;
+  const Buffer score_memory(static_cast<std::size_t>(kKvHeads * pages) * 4, Buffer::Kind::kDevice);
+  const Buffer lists(static_cast<std::size_t>(kKvHeads * pages) * 4, Buffer::Kind::kDevice);
+  const Buffer numbers(256, Buffer::Kind::kDevice);
+  scores.q = q.data(), scores.max_pages = pages, scores.batch = 1;
+  scores.info.q_heads = scores.info.q_heads_total = kQHeads;
+  scores.info.kv_heads = scores.info.kv_heads_total = kKvHeads;
+  scores.info.head_dim = kHeadDim;
+  scores.info.scale = 0.088f;
+  scores.scores = score_memory.as<float>(), scores.row_pages = numbers.as<std::int32_t>();
+  TopKParams top;
+  top.scores = scores.scores, top.score_stride = pages, top.rows = kKvHeads, top.n = static_cast<int>(pages);
+  top.row_n = scores.row_pages, top.k = budget / kPageTokens, top.append_n = true;
+  top.indices = lists.as<std::int32_t>(), top.index_stride = pages,
+  top.counts = numbers.as<std::int32_t>() + 32;
+  DecodeParams decode;
+  decode.q = q.data(), decode.out = out.data(), decode.pool = pool.data(),
+  decode.page_elements = kPageElements;
+  decode.batch = 1, decode.info = scores.info;
+  decode.lists = top.indices, decode.list_counts = top.counts, decode.list_stride = pages;
+  decode.max_tokens = budget + kPageTokens;
+  const Buffer workspace(decode_workspace_bytes(decode), Buffer::Kind::kDevice);
+  LACUNA_CUDA_TRY(cudaMemset(workspace.data(), 0, workspace.bytes()));
+  const auto step = [&](int parts) {
+    return time_graph_us([&](cudaStream_t s, int i) {
+      const std::int64_t at = i % kCopies * kKvHeads;
+      update.heads = scores.heads = decode.heads = device_heads.as<DevicePagedHead>() + at;
+      auto* own = bounds.as<std::uint16_t>() + at * pages * 2 * kHeadDim;
+      update.bounds = own, scores.bounds = own;
+      update_page_bounds_cuda(update, s);
+      if (parts > 1) page_scores_cuda(scores, s);
+      if (parts > 2) top_k_cuda(top, s);
+      if (parts > 3) attention_decode_cuda(decode, {workspace.data(), workspace.bytes()}, s);
+    });
+  };
+  const double bound_us = step(1), score_us = step(2), top_us = step(3), all_us = step(4);
+  std::printf(
+      "quest decode, budget %-5d            %7lld  bounds %5.2f us  scores %5.2f us  top %5.2f us  attention "
+      "%5.2f us  "
+      "total %6.2f us\n",
+      budget, static_cast<long long>(tokens), bound_us, score_us - bound_us, top_us - score_us,
+      all_us - top_us, all_us);
+  std::fflush(stdout);
+}
+
 void bench_decode(std::int64_t tokens) {
   constexpr std::int64_t kPageElements = 2 * kPageTokens * kHeadDim;
   constexpr int kCopies = 4;  // rotated, so that the L2 cache cannot hold the pages
@@ -368,9 +467,12 @@ int main_of(int argc, char** argv) {
   if (what == "index" || what == "all") {
     bench_slash_index(longest, 256, 512, -1.0f);
     bench_slash_index(longest, 512, 512, 0.7f);
+    bench_block_sparse(longest, 64, static_cast<int>(longest / 640));
+    bench_block_sparse(longest, 16, static_cast<int>(longest / 320));
   }
   if (what == "decode" || what == "all") {
     for (std::int64_t tokens = 16384; tokens <= longest; tokens *= 2) bench_decode(tokens);
+    bench_quest(longest, 2048);
   }
   return 0;
 }

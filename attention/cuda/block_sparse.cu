@@ -1,7 +1,8 @@
 // Block-sparse selection: mean-pool, score block pairs with tensor cores, keep the best, write tile lists.
 //
-// Pooled means are split into a bfloat16 and the bfloat16 of what that loses, and three products are added, so that scores
-// carry 16 bits of each mean: the choice then differs from fp32 only where scores are closer than 2^-15 of their terms.
+// Pooled means are split into a bfloat16 and the bfloat16 of what that loses, and three products are added,
+// so that scores carry 16 bits of each mean: the choice then differs from fp32 only where scores are closer
+// than 2^-15 of their terms.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -26,8 +27,10 @@ struct Layout {
     blocks = static_cast<int>((tokens + block - 1) / block);
     blocks_padded = (blocks + 63) / 64 * 64;
     top = std::min(std::max(top_blocks, 3), blocks);
-    const auto padded = static_cast<std::size_t>(blocks_padded), dim = static_cast<std::size_t>(info.head_dim);
-    const auto q_heads = static_cast<std::size_t>(info.q_heads), kv_heads = static_cast<std::size_t>(info.kv_heads);
+    const auto padded = static_cast<std::size_t>(blocks_padded),
+               dim = static_cast<std::size_t>(info.head_dim);
+    const auto q_heads = static_cast<std::size_t>(info.q_heads),
+               kv_heads = static_cast<std::size_t>(info.kv_heads);
     q_high = take(q_heads * padded * dim * 2);
     q_low = take(q_heads * padded * dim * 2);
     k_high = take(kv_heads * padded * dim * 2);
@@ -35,7 +38,8 @@ struct Layout {
     const std::size_t rows = q_heads * kStripRows;
     scores = take(rows * padded * sizeof(float));
     // Every row's chosen blocks, because ranges can be placed only once all are counted.
-    kept = take(q_heads * static_cast<std::size_t>(blocks) * static_cast<std::size_t>(top) * sizeof(std::int32_t));
+    kept = take(q_heads * static_cast<std::size_t>(blocks) * static_cast<std::size_t>(top) *
+                sizeof(std::int32_t));
     counts = take(q_heads * static_cast<std::size_t>(blocks) * sizeof(std::int32_t));
     row_n = take(rows * sizeof(std::int32_t));
   }
@@ -55,7 +59,8 @@ struct PoolArgs {
   __nv_bfloat16 *high, *low;  ///< [heads, blocks_padded, head_dim]
 };
 
-/// One block of threads per (pooled row, head): a thread per channel pair. Sums in fp32, ascending, as mean_pool does.
+/// One block of threads per (pooled row, head): a thread per channel pair. Sums in fp32, ascending, as
+/// mean_pool does.
 __global__ void pool_kernel(const __grid_constant__ PoolArgs args) {
   const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int channel = static_cast<int>(threadIdx.x) * 2;
@@ -72,7 +77,8 @@ __global__ void pool_kernel(const __grid_constant__ PoolArgs args) {
     a /= static_cast<float>(end - begin);
     b /= static_cast<float>(end - begin);
   }
-  const std::int64_t at = (static_cast<std::int64_t>(head) * args.blocks_padded + row) * args.head_dim + channel;
+  const std::int64_t at =
+      (static_cast<std::int64_t>(head) * args.blocks_padded + row) * args.head_dim + channel;
   const auto high = __floats2bfloat162_rn(a, b);
   *reinterpret_cast<__nv_bfloat162*>(args.high + at) = high;
   *reinterpret_cast<__nv_bfloat162*>(args.low + at) =
@@ -81,12 +87,13 @@ __global__ void pool_kernel(const __grid_constant__ PoolArgs args) {
 
 struct ScoreArgs {
   const __nv_bfloat16 *q_high, *q_low, *k_high, *k_low;
-  float* scores;  ///< [q_heads, kStripRows, blocks_padded]
+  float* scores;        ///< [q_heads, kStripRows, blocks_padded]
   std::int32_t* row_n;  ///< [q_heads, kStripRows]: causal blocks of the row
   int strip, blocks, blocks_padded, head_dim, group, head_base, kv_base;
 };
 
-/// 64 query blocks x 64 key blocks: 4 warps of 16 rows; operands straight from global memory, which the L1 cache serves.
+/// 64 query blocks x 64 key blocks: 4 warps of 16 rows; operands straight from global memory, which the L1
+/// cache serves.
 __global__ void __launch_bounds__(128) score_kernel(const __grid_constant__ ScoreArgs args) {
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
   const int head = static_cast<int>(blockIdx.z);
@@ -117,14 +124,17 @@ __global__ void __launch_bounds__(128) score_kernel(const __grid_constant__ Scor
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const std::int64_t r = k_row + j * 8;
-      const std::uint32_t k_high[2] = {__ldg(words(args.k_high, r) + word), __ldg(words(args.k_high, r) + word + 4)};
-      const std::uint32_t k_low[2] = {__ldg(words(args.k_low, r) + word), __ldg(words(args.k_low, r) + word + 4)};
+      const std::uint32_t k_high[2] = {__ldg(words(args.k_high, r) + word),
+                                       __ldg(words(args.k_high, r) + word + 4)};
+      const std::uint32_t k_low[2] = {__ldg(words(args.k_low, r) + word),
+                                      __ldg(words(args.k_low, r) + word + 4)};
       mma(s + j * 4, high, k_high[0], k_high[1]);
       mma(s + j * 4, high, k_low[0], k_low[1]);
       mma(s + j * 4, low, k_high[0], k_high[1]);
     }
   }
-  float* to = args.scores + (static_cast<std::int64_t>(head) * kStripRows + local_row + lane / 4) * args.blocks_padded +
+  float* to = args.scores +
+              (static_cast<std::int64_t>(head) * kStripRows + local_row + lane / 4) * args.blocks_padded +
               column + (lane & 3) * 2;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -171,13 +181,21 @@ void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, cons
                              CudaWorkspace workspace, cudaStream_t stream) {
   const LayerInfo& info = input.info;
   const Layout layout(info, input.q.tokens, block, top);
-  if (workspace.bytes < layout.total) throw_cuda(cudaErrorMemoryAllocation, "block_sparse: workspace too small");
+  if (workspace.bytes < layout.total)
+    throw_cuda(cudaErrorMemoryAllocation, "block_sparse: workspace too small");
   auto* base = static_cast<unsigned char*>(workspace.data);
   const auto half = [&](std::size_t at) { return reinterpret_cast<__nv_bfloat16*>(base + at); };
 
   const auto pool = [&](const HeadsView& x, std::size_t high, std::size_t low) {
-    const PoolArgs args{static_cast<const __nv_bfloat16*>(x.data), x.head_stride, x.token_stride,
-                        static_cast<int>(x.tokens), block, layout.blocks_padded, x.head_dim, half(high), half(low)};
+    const PoolArgs args{static_cast<const __nv_bfloat16*>(x.data),
+                        x.head_stride,
+                        x.token_stride,
+                        static_cast<int>(x.tokens),
+                        block,
+                        layout.blocks_padded,
+                        x.head_dim,
+                        half(high),
+                        half(low)};
     const dim3 grid(static_cast<unsigned>(layout.blocks_padded), static_cast<unsigned>(x.heads));
     pool_kernel<<<grid, static_cast<unsigned>(x.head_dim / 2), 0, stream>>>(args);
     LACUNA_CUDA_TRY(cudaGetLastError());
@@ -190,11 +208,22 @@ void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, cons
   auto* counts = reinterpret_cast<std::int32_t*>(base + layout.counts);
   auto* row_n = reinterpret_cast<std::int32_t*>(base + layout.row_n);
   for (int strip = 0; strip < layout.blocks; strip += kStripRows) {
-    const ScoreArgs args{half(layout.q_high), half(layout.q_low), half(layout.k_high), half(layout.k_low), scores, row_n,
-                         strip, layout.blocks, layout.blocks_padded, info.head_dim,
-                         info.q_heads_total / info.kv_heads_total, info.q_head_begin, info.kv_head_begin};
+    const ScoreArgs args{half(layout.q_high),
+                         half(layout.q_low),
+                         half(layout.k_high),
+                         half(layout.k_low),
+                         scores,
+                         row_n,
+                         strip,
+                         layout.blocks,
+                         layout.blocks_padded,
+                         info.head_dim,
+                         info.q_heads_total / info.kv_heads_total,
+                         info.q_head_begin,
+                         info.kv_head_begin};
     const int last = std::min(strip + kStripRows, layout.blocks);
-    const dim3 grid(static_cast<unsigned>((last + 63) / 64), kStripRows / 64, static_cast<unsigned>(info.q_heads));
+    const dim3 grid(static_cast<unsigned>((last + 63) / 64), kStripRows / 64,
+                    static_cast<unsigned>(info.q_heads));
     score_kernel<<<grid, 128, 0, stream>>>(args);
     LACUNA_CUDA_TRY(cudaGetLastError());
     TopKParams choice;
@@ -215,7 +244,8 @@ void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, cons
     top_k_cuda(choice, stream);
   }
 
-  const EmitArgs emit{kept, counts, info.q_heads * layout.blocks, layout.top, block, static_cast<int>(input.q.tokens)};
+  const EmitArgs emit{kept,       counts, info.q_heads * layout.blocks,
+                      layout.top, block,  static_cast<int>(input.q.tokens)};
   const auto grid = static_cast<unsigned>((emit.rows + 127) / 128);
   emit_kernel<false><<<grid, 128, 0, stream>>>(emit, out);
   LACUNA_CUDA_TRY(cudaGetLastError());

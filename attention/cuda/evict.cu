@@ -1,4 +1,5 @@
-// Eviction on the GPU: importance of tokens per kv head, the shared budget of Ada-SnapKV, and compaction into pages.
+// Eviction on the GPU: importance of tokens per kv head, the shared budget of Ada-SnapKV, and compaction into
+// pages.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -11,8 +12,8 @@ namespace lacuna {
 
 namespace {
 
-__global__ void pool_importance_kernel(const float* from, int q_heads, int group, int head_base, int kv_base, int tokens,
-                                       bool maximum, int kernel, float* to) {
+__global__ void pool_importance_kernel(const float* from, int q_heads, int group, int head_base, int kv_base,
+                                       int tokens, bool maximum, int kernel, float* to) {
   const int t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const int kv_head = static_cast<int>(blockIdx.y);
   if (t >= tokens) return;
@@ -31,16 +32,16 @@ __global__ void pool_importance_kernel(const float* from, int q_heads, int group
 }
 
 /// Raises what a head keeps anyway above everything else.
-__global__ void raise_kept_kernel(const std::int32_t* kept, const std::int32_t* counts, std::int64_t stride, int tokens,
-                                  float* scores) {
+__global__ void raise_kept_kernel(const std::int32_t* kept, const std::int32_t* counts, std::int64_t stride,
+                                  int tokens, float* scores) {
   const int head = static_cast<int>(blockIdx.x);
   for (int i = static_cast<int>(threadIdx.x); i < counts[head]; i += static_cast<int>(blockDim.x))
     scores[static_cast<std::int64_t>(head) * tokens + kept[head * stride + i]] = INFINITY;
 }
 
 /// Cuts the sorted list of head * tokens + token into one list per head.
-__global__ void split_heads_kernel(const std::int32_t* all, const std::int32_t* count, int tokens, std::int32_t* kept,
-                                   std::int32_t* counts, std::int64_t stride) {
+__global__ void split_heads_kernel(const std::int32_t* all, const std::int32_t* count, int tokens,
+                                   std::int32_t* kept, std::int32_t* counts, std::int64_t stride) {
   const int head = static_cast<int>(blockIdx.x);
   const auto first_from = [&](std::int64_t value) {
     int low = 0, high = *count;
@@ -74,7 +75,8 @@ __global__ void compact_kernel(const __grid_constant__ CompactParams params) {
   const int channel = (value ? piece - dim / 8 : piece) * 8;
   const HeadsView& view = value ? params.v : params.k;
   const std::int64_t token = params.kept[head * params.kept_stride + place];
-  const auto* from = static_cast<const __nv_bfloat16*>(view.data) + head * view.head_stride + token * view.token_stride;
+  const auto* from =
+      static_cast<const __nv_bfloat16*>(view.data) + head * view.head_stride + token * view.token_stride;
   const std::int64_t page = params.page_ids[head * params.id_stride + place / kPageTokens];
   auto* to = static_cast<__nv_bfloat16*>(params.pool) + page * params.page_elements +
              ((value ? kPageTokens : 0) + place % kPageTokens) * dim;
@@ -83,12 +85,12 @@ __global__ void compact_kernel(const __grid_constant__ CompactParams params) {
 
 }  // namespace
 
-void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum, int kernel,
-                          float* to, cudaStream_t stream) {
+void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum,
+                          int kernel, float* to, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((tokens + 255) / 256), static_cast<unsigned>(info.kv_heads));
-  pool_importance_kernel<<<grid, 256, 0, stream>>>(from, info.q_heads, info.q_heads_total / info.kv_heads_total,
-                                                   info.q_head_begin, info.kv_head_begin, static_cast<int>(tokens),
-                                                   maximum, kernel, to);
+  pool_importance_kernel<<<grid, 256, 0, stream>>>(
+      from, info.q_heads, info.q_heads_total / info.kv_heads_total, info.q_head_begin, info.kv_head_begin,
+      static_cast<int>(tokens), maximum, kernel, to);
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
@@ -115,14 +117,16 @@ void shared_budget_cuda(const SharedBudgetParams& params, CudaWorkspace workspac
   LACUNA_CUDA_TRY(cudaGetLastError());
 
   TopKParams rest;  // (head, token) in one row: equal scores go to the lower head, then to the lower token
-  const std::int64_t least = std::min<std::int64_t>(params.tokens, std::max(params.floor, params.first + params.last));
+  const std::int64_t least =
+      std::min<std::int64_t>(params.tokens, std::max(params.floor, params.first + params.last));
   rest.scores = params.importance, rest.rows = 1;
   rest.n = params.kv_heads * tokens;
-  rest.k = static_cast<int>(std::min<std::int64_t>(
-      rest.n, std::max(params.capacity * params.kv_heads, least * params.kv_heads)));
+  rest.k = static_cast<int>(
+      std::min<std::int64_t>(rest.n, std::max(params.capacity * params.kv_heads, least * params.kv_heads)));
   rest.indices = all, rest.index_stride = rest.n, rest.counts = count;
   top_k_cuda(rest, stream);
-  split_heads_kernel<<<heads, 256, 0, stream>>>(all, count, tokens, params.kept, params.counts, params.kept_stride);
+  split_heads_kernel<<<heads, 256, 0, stream>>>(all, count, tokens, params.kept, params.counts,
+                                                params.kept_stride);
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
 

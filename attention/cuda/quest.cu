@@ -1,4 +1,5 @@
-// Quest on the GPU: channel-wise bounds of the keys of each page, and the upper bounds of q . k that follow from them.
+// Quest on the GPU: channel-wise bounds of the keys of each page, and the upper bounds of q . k that follow
+// from them.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -37,8 +38,8 @@ __global__ void page_bounds_kernel(const __grid_constant__ PageBoundsParams para
 
 constexpr int kPagesPerBlock = 64;
 
-/// sum over channels of max(q min, q max) = q+ max + q- min, where q+ and q- are summed over the heads that share pages.
-/// One warp per page at a time, four loads of each bound in flight.
+/// sum over channels of max(q min, q max) = q+ max + q- min, where q+ and q- are summed over the heads that
+/// share pages. One warp per page at a time, four loads of each bound in flight.
 template <int kPairs>  ///< channel pairs per lane
 __global__ void __launch_bounds__(256) page_scores_kernel(const __grid_constant__ PageScoresParams params) {
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
@@ -62,8 +63,9 @@ __global__ void __launch_bounds__(256) page_scores_kernel(const __grid_constant_
   const int dim = info.head_dim;
   float2 up[kPairs] = {}, down[kPairs] = {};
   for (int h = q_begin; h < q_end; ++h) {
-    const auto* q = reinterpret_cast<const __nv_bfloat162*>(
-        static_cast<const __nv_bfloat16*>(params.q) + (static_cast<std::int64_t>(batch) * info.q_heads + h) * dim);
+    const auto* q =
+        reinterpret_cast<const __nv_bfloat162*>(static_cast<const __nv_bfloat16*>(params.q) +
+                                                (static_cast<std::int64_t>(batch) * info.q_heads + h) * dim);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
       const int pair = i * 32 + lane;
@@ -77,7 +79,8 @@ __global__ void __launch_bounds__(256) page_scores_kernel(const __grid_constant_
   const int end = min(begin + kPagesPerBlock, pages);
 #pragma unroll 4
   for (int page = begin + warp; page < end; page += 8) {
-    const auto* low = reinterpret_cast<const __nv_bfloat162*>(bounds + static_cast<std::int64_t>(page) * 2 * dim);
+    const auto* low =
+        reinterpret_cast<const __nv_bfloat162*>(bounds + static_cast<std::int64_t>(page) * 2 * dim);
     const auto* high = low + dim / 2;
     float score = 0.0f;
 #pragma unroll

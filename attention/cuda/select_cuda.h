@@ -39,8 +39,8 @@ struct TopKParams {
   /// is above mass * mass_total. The order for that knows no forced entries; the choice of that many then
   /// does.
   float mass = -1.0f;
-  float mass_total = 0.0f;          ///< 0: the sum of the row
-  bool append_n = false;            ///< adds index row_n[row] after the best: Quest's current page
+  float mass_total = 0.0f;  ///< 0: the sum of the row
+  bool append_n = false;    ///< adds index row_n[row] after the best: Quest's current page
   /// Rows in groups, of which only the first rows_used are wanted: row r of group g reads score row
   /// g * rows_per_group + r and writes row g * group_rows_out + r. 0: rows are not grouped.
   int rows_per_group = 0, rows_used = 0;
@@ -129,8 +129,9 @@ void page_scores_cuda(const PageScoresParams& params, cudaStream_t stream);
 void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum,
                           int kernel, float* to, cudaStream_t stream);
 
-/// Ada-SnapKV's choice: every head keeps its best `floor` tokens (forced ends among them), and the best (head, token) pairs
-/// share what capacity * kv_heads leaves. For one rank: under tensor parallelism importance must hold all heads.
+/// Ada-SnapKV's choice: every head keeps its best `floor` tokens (forced ends among them), and the best
+/// (head, token) pairs share what capacity * kv_heads leaves. For one rank: under tensor parallelism
+/// importance must hold all heads.
 struct SharedBudgetParams {
   float* importance = nullptr;  ///< [kv_heads, tokens]; overwritten
   int kv_heads = 0;

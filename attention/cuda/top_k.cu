@@ -58,8 +58,8 @@ __device__ __forceinline__ void block_sum(Value (&value)[kCount], Value (*parts)
   for (int c = 0; c < kCount; ++c) value[c] = totals[c];
 }
 
-/// The block's view of one row while it looks for a threshold. A thread keeps kHeld entries in registers; 0: the row is
-/// too long for that and is read again in every pass.
+/// The block's view of one row while it looks for a threshold. A thread keeps kHeld entries in registers; 0:
+/// the row is too long for that and is read again in every pass.
 template <int kHeld, int kThreads>
 struct Search {
   Row row;
