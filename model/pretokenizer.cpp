@@ -300,6 +300,7 @@ void PreTokenizer::add(const Json& field, bool last, bool keeps_start, const std
 }
 
 void PreTokenizer::run(std::string_view text, bool at_start, Pieces& pieces) const {
+  if (text.empty()) return;
   const Piece whole{text, at_start};
   if (stages_.empty()) {
     emit(whole, 0, text.size(), pieces);

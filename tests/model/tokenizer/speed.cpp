@@ -1,4 +1,5 @@
-// Tokens per second of one core. Not a test: build/PRESET/tests/model/tokenizer/tokenizer_speed FILE.json [TEXT]
+// Tokens per second of one core. Not a test: build/PRESET/tests/model/tokenizer/tokenizer_speed FILE.json
+// [TEXT]
 #include <fmt/format.h>
 
 #include <chrono>
@@ -25,11 +26,13 @@ int main(int argc, char** argv) {
     const auto start = std::chrono::steady_clock::now();
     const auto ids = tokenizer.encode(text);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    fmt::print("encode: {} bytes, {} tokens, {:.3f} s: {:.2f} M tokens/s, {:.1f} MB/s\n", text.size(), ids.size(), seconds,
-               static_cast<double>(ids.size()) / seconds / 1e6, static_cast<double>(text.size()) / seconds / 1e6);
+    fmt::print("encode: {} bytes, {} tokens, {:.3f} s: {:.2f} M tokens/s, {:.1f} MB/s\n", text.size(),
+               ids.size(), seconds, static_cast<double>(ids.size()) / seconds / 1e6,
+               static_cast<double>(text.size()) / seconds / 1e6);
     const auto middle = std::chrono::steady_clock::now();
     const std::string back = tokenizer.decode(ids);
-    const double decode_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - middle).count();
+    const double decode_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - middle).count();
     fmt::print("decode: {:.2f} M tokens/s\n", static_cast<double>(ids.size()) / decode_seconds / 1e6);
   }
 }
