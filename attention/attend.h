@@ -16,7 +16,7 @@ namespace lacuna {
 /// last of them.
 struct AttendInput {
   TensorView q, k, v;
-  std::optional<float> scale;  ///< Absent: 1/sqrt(head_dim).
+  std::optional<float> scale = {};  ///< Absent: 1/sqrt(head_dim).
   float softcap = 0;
   int window = 0;  ///< Sliding window of the layer; 0: none.
   int layer = 0, layers = 1;
