@@ -240,7 +240,7 @@ IndexCost index_cost(std::string_view method, const ModelShape& s, double tokens
   IndexCost cost;
   if (method == "vertical_slash" || method == "flex_prefill" || method == "flexprefill") {
     cost.prefill_flops = window_flops + layers * s.q_heads * 2 * tokens * std::log2(std::max(2.0, tokens));
-  } else if (method == "snapkv" || method == "ada_snapkv" || method == "tova" || method == "pyramidkv") {
+  } else if (method == "snapkv" || method == "ada_snapkv" || method == "tova" || method == "pyramidkv" || method == "expected_attention") {
     cost.prefill_flops = window_flops;
   } else if (method == "block_sparse" || method == "xattention") {
     const double blocks = std::ceil(tokens / p.block);
