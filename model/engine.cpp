@@ -71,7 +71,9 @@ class EngineImpl final : public Engine {
         shard_(make_shard(config_, communicator.size(), communicator.rank())),
         transformer_(config_, files_, shard_, *ops_, communicator, threads),
         pool_(*ops_, config_.head_dim, kv_budget()),
-        stop_ids_(read_stop_ids(options.folder, config_)) {}
+        stop_ids_(read_stop_ids(options.folder, config_)) {
+    files_.release_pages();
+  }
 
   const ModelFacts& facts() const override { return facts_; }
   std::span<const TokenId> stop_ids() const override { return stop_ids_; }

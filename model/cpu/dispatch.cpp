@@ -27,11 +27,15 @@ bool machine_has_avx2() {
 
 const Kernels& choose() {
   const char* text = std::getenv("LACUNA_CPU");
-  const std::string wanted = text == nullptr || *text == '\0' ? "avx512" : text;
-  LACUNA_REQUIRE(wanted == "avx512" || wanted == "avx2" || wanted == "generic",
+  const std::string wanted = text == nullptr ? "" : text;
+  LACUNA_REQUIRE(wanted.empty() || wanted == "avx512" || wanted == "avx2" || wanted == "generic",
                  "LACUNA_CPU={}: expected avx512, avx2 or generic", wanted);
-  if (wanted == "avx512" && machine_has_avx512() && kernels_avx512() != nullptr) return *kernels_avx512();
-  if (wanted != "generic" && machine_has_avx2() && kernels_avx2() != nullptr) return *kernels_avx2();
+  const bool has_avx512 = machine_has_avx512() && kernels_avx512() != nullptr;
+  const bool has_avx2 = machine_has_avx2() && kernels_avx2() != nullptr;
+  LACUNA_REQUIRE((wanted != "avx512" || has_avx512) && (wanted != "avx2" || has_avx2),
+                 "LACUNA_CPU={}: this machine or this build does not have it", wanted);
+  if (has_avx512 && (wanted.empty() || wanted == "avx512")) return *kernels_avx512();
+  if (has_avx2 && wanted != "generic") return *kernels_avx2();
   return *kernels_generic();
 }
 
