@@ -148,13 +148,20 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
           fmt::format("model '{}': its teams of {} span nodes of {} GPUs; one node with {} would be faster",
                       model.name, model.tp, options.gpus_per_node, model.tp));
     }
-    const double longest = model.longest_job_seconds + options.signal_seconds;
+    if (!demand.times_known) continue;
+    const double longest = model.longest_job_seconds;
     LACUNA_REQUIRE(
-        !limit || !demand.times_known || longest <= static_cast<double>(*limit),
-        "model '{}': its longest job takes at least {}, which never ends within --time {} (less the {} s "
-        "of warning); use --time {}",
-        model.name, format_seconds(model.longest_job_seconds), options.time, options.signal_seconds,
-        format_time(static_cast<long long>(longest * 2)));
+        !limit || longest <= static_cast<double>(*limit),
+        "model '{}': its longest job takes at least {}, which never ends within --time {}; use --time {}",
+        model.name, format_seconds(longest), options.time, format_time(static_cast<long long>(longest * 2)));
+    if (longest > options.signal_seconds) {
+      remarks.push_back(
+          fmt::format("model '{}': its longest job takes at least {}, longer than the {} s of warning before "
+                      "the time limit: what runs "
+                      "then is lost and runs again; --signal {}@{} would let it end",
+                      model.name, format_seconds(longest), options.signal_seconds, options.signal,
+                      static_cast<long long>(longest * 2)));
+    }
   }
   LACUNA_REQUIRE(options.array <= jobs, "--array {}: the study has only {} jobs; use {}", options.array, jobs,
                  better_request(options, demand, jobs));

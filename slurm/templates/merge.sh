@@ -13,8 +13,10 @@ missing=()
 for ((shard = 0; shard < shards; shard++)); do
   if [ ! -e "$out/COMPLETE" ] && [ ! -e "$out/COMPLETE.$shard-of-$shards" ]; then missing+=("$shard"); fi
 done
-if ! "${merge[@]}"; then
-  note "merging failed; see the log of this job"
+code=0
+"${merge[@]}" || code=$?
+if [ "$code" -ne 0 ] && [ "$code" -ne 3 ]; then
+  note "merging failed (exit code $code); see the log of this job"
   exit 1
 fi
 if [ ${#missing[@]} -gt 0 ]; then
@@ -24,5 +26,9 @@ fi
 if ! "${analyze[@]}"; then
   note "merged; the analysis failed: see the log of this job"
   exit 1
+fi
+if [ "$code" -eq 3 ]; then
+  note "merged and analysed; some samples failed: see lacuna status"
+  exit 3
 fi
 note "merged and analysed"

@@ -3,8 +3,9 @@
 #
 #   tests/slurm/cluster_test.sh [--lacuna FILE] [--keep] [SCENARIO ...]
 #
-# Without names, those of the quick set run; "slow" adds the long ones. What runs inside the jobs is stand_in.sh, but
-# for the scenarios called real_*. Exit code 77: no cluster can be started here.
+# Without names, those of the quick set run; "slow" adds the long ones. What runs inside the jobs is stand_in.sh; in the
+# scenarios called real_* it is lacuna itself over the fake engine of tests/runner (FAKE_LACUNA).
+# Exit code 77: no cluster can be started here.
 # shellcheck disable=SC2317  # scenarios are called by name, the rest from a trap
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,8 +13,8 @@ root=$(cd "$here/../.." && pwd)
 lacuna=${LACUNA_BIN:-}
 keep=no
 quick=(mpirun srun odd_path limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck
-  cancel_and_resume array refusals)
-slow=(hard_limit)
+  cancel_and_resume array refusals real_study real_array real_cancel)
+slow=(hard_limit real_survives)
 chosen=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -28,6 +29,7 @@ done
 if [ ${#chosen[@]} -eq 0 ]; then chosen=("${quick[@]}"); fi
 if [ ! -x "$lacuna" ]; then echo "cluster_test.sh: no program: set LACUNA_BIN or give --lacuna FILE" >&2; exit 2; fi
 lacuna=$(realpath "$lacuna")
+export LACUNA_BIN=$lacuna FAKE_LACUNA=${FAKE_LACUNA:-$(dirname "$lacuna")/tests/runner/fake_lacuna}
 
 work=$(mktemp -d /tmp/lacuna-slurm-test.XXXXXX)
 cluster=$work/cluster
@@ -36,7 +38,7 @@ stop_cluster() {
   mountpoint -q "$work/small" && umount "$work/small"
   if [ "$keep" = no ]; then rm -rf "$work"; fi
 }
-"$root/slurm/testbed/start.sh" --nodes 4 --cpus 32 --gpus 16 --memory 16384 "$cluster"
+"$root/slurm/testbed/start.sh" --nodes 6 --cpus 32 --gpus 16 --memory 16384 "$cluster"
 code=$?
 if [ $code -ne 0 ]; then
   rm -rf "$work"
@@ -62,6 +64,19 @@ tasks: [ruler_niah]
 lengths: [1024]
 strategies: [dense]
 samples: 40
+EOF
+# For lacuna over the fake engine: two models of different tensor-parallel degree, 480 samples in 160 jobs.
+mkdir slow ok
+cp model/config.json slow
+cp model/config.json ok
+cat >real.yaml <<EOF
+name: real
+models: [{name: one, path: $work/slow, tp: 1}, {name: two, path: $work/ok, tp: 2}]
+tasks: [ruler_niah, ruler_vt]
+lengths: [1024, 2048]
+strategies: [dense, {decode: {quest: {}}, sparsity: [0.5, 0.9]}]
+samples: 20
+max_new_tokens: 8
 EOF
 
 # --- tools ------------------------------------------------------------------------------------------------------------
@@ -101,6 +116,36 @@ submit() {
   shift
   "$lacuna" sbatch sweep.yaml --out "$out" --program "$here/stand_in.sh" --nodes 2 --gpus-per-node 2 --cpus-per-gpu 1 \
     --constraint pair1 --time 5 --env STAND_IN_SAMPLES=40 --submit "$@" 2>>"$work/$name.err"
+}
+# The same with lacuna over the fake engine, whose tokenizer wants the source root as working folder.
+submit_real() {
+  local out=$work/$1
+  shift
+  (cd "$root" && "$lacuna" sbatch "$work/real.yaml" --out "$out" --program "$here/fake_program.sh" --nodes 2 --gpus-per-node 2 \
+    --cpus-per-gpu 1 --constraint pair1 --time 5 --submit "$@" 2>>"$work/$name.err")
+}
+# Every (cell, sample) once: "480 samples, 0 twice"
+real_samples_of() {
+  cat "$1"/journal/*.jsonl | grep -oE '^."cell":"[^"]*","sample":[0-9-]+' | sort | uniq -c | awk '{ n++; if ($1 > 1) twice++ } END { printf "%d samples, %d twice", n, twice }'
+}
+# /samples of a results file: everything that must not depend on who computed it
+table_of() {
+  "$lacuna" export "$1" --csv "$1.csv" --table samples 2>/dev/null >&2
+  cut -d, -f1-15 "$1.csv" | sort
+}
+# One run outside Slurm, to compare with
+reference() {
+  if mkdir reference.lock 2>/dev/null; then
+    (cd "$root" && LACUNA_FAKE_MS=0 scripts/mpirun 2 "$FAKE_LACUNA" run "$work/real.yaml" --out "$work/reference" >"$work/reference.log" 2>&1)
+    table_of reference >reference.table.tmp && mv reference.table.tmp reference.table
+  fi
+  await 60 test -e reference.table
+  cat reference.table
+}
+check_real() {
+  check "samples" "$(real_samples_of "$name.out")" "480 samples, 0 twice"
+  check "/samples as one run alone gives" "$(diff <(table_of "$name.out") <(reference) | head -n 4)" ""
+  check "rows" "$(table_of "$name.out" | wc -l)" 481
 }
 starts() { cat "$1"/slurm/*.log | grep -c ', start '; }
 
@@ -263,6 +308,57 @@ scenario_refusals() {
     echo "     $name: no tmpfs here, full disk not tried"
   fi
   check "nothing was submitted" "$(squeue -h -t all -n lacuna-r1 -o %i)" ""
+}
+scenario_real_study() {
+  local job
+  job=$(submit_real "$name.out" --env LACUNA_FAKE_MS=20)
+  check "status before or after the start" "$("$lacuna" status "$name.out" | grep -c "Slurm job $job: ")" 1
+  await 90 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check_real
+  check "both nodes worked" "$(grep -l 'on node2' "$name.out/slurm/logs/$job"/*.log | wc -l)" 2
+}
+scenario_real_array() {
+  local jobs
+  mapfile -t jobs < <(submit_real "$name.out" --array 4 --nodes 1 --env LACUNA_FAKE_MS=20)
+  await 120 has_ended "${jobs[1]}"
+  check "array" "$(scontrol -o show job "${jobs[0]}" | grep -c JobState=COMPLETED)" 4
+  check "merged and analysed" "$(field "${jobs[1]}" JobState) $(grep -c 'merged and analysed' "$name.out/slurm/state/${jobs[1]}.note")" "COMPLETED 1"
+  check_real
+}
+scenario_real_cancel() {
+  local job
+  job=$(submit_real "$name.out" --env LACUNA_FAKE_MS=300)
+  await 60 has_lines "$name.out" 30
+  check "cancelled" "$("$lacuna" sbatch --cancel "$name.out" 2>/dev/null)" "$job"
+  await 30 has_ended "$job"
+  check "stays cancelled" "$(field "$job" JobState)" CANCELLED
+  # Another shape of job goes on where this one ended.
+  job=$(submit_real "$name.out" --nodes 1 --gpus-per-node 3 --launcher srun --allow-idle --env LACUNA_FAKE_MS=5)
+  await 90 has_ended "$job"
+  check "resumed" "$(field "$job" JobState)" COMPLETED
+  check_real
+}
+# One study through everything: preempted, a node lost, a rank killed, the limit twice.
+scenario_real_survives() {
+  local job urgent pid
+  job=$(submit_real "$name.out" --constraint pair3 --time 1 --signal USR2@60 --env LACUNA_FAKE_MS=1800)
+  await 60 has_lines "$name.out" 3
+  urgent=$(sbatch --parsable -p urgent -C pair3 -N 2 --exclusive --mem=1 --output=/dev/null --wrap 'sleep 1')
+  await 30 has_ended "$urgent"
+  await 60 has_lines "$name.out" $(($(lines "$name.out") + 6))
+  scontrol update nodename=node6 state=down reason=test
+  sleep 1
+  scontrol update nodename=node6 state=resume 2>/dev/null
+  await 60 has_lines "$name.out" $(($(lines "$name.out") + 6))
+  for pid in $(pgrep -x fake_lacuna); do
+    if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -cxE "SLURM_JOB_ID=$job|OMPI_COMM_WORLD_RANK=3" | grep -qx 2; then kill -KILL "$pid"; fi
+  done
+  await 300 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "preempted, node lost, rank killed" "$(grep -cE 'PREEMPTION|NODE FAILURE|exit code 137' "$name.out/slurm/$job.log" | sed 's/^[3-9]$/3 or more/')" "3 or more"
+  check "limit struck at least twice" "$(grep -c 'got SIGUSR2' "$name.out/slurm/$job.log" | sed 's/^[2-9]$/2 or more/')" "2 or more"
+  check_real
 }
 # A sample longer than the warning: the limit itself strikes (TERM, then KILL); the job still goes back into the queue,
 # and gives up when that happens again and again.

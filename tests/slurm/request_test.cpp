@@ -122,10 +122,16 @@ TEST(CheckStudy, AllowIdleSilencesOnlyIdleness) {
 TEST(CheckStudy, RefusesATimeLimitInWhichNoJobEnds) {
   SlurmOptions options = request(1, 1);
   options.time = "1:00:00";
-  EXPECT_EQ(study_error(options, {.models = {model("a", 1, 10, 3000)}, .samples = 10, .times_known = true}),
-            "no error");
-  EXPECT_THAT(study_error(options, {.models = {model("a", 1, 10, 3500)}, .samples = 10, .times_known = true}),
-              HasSubstr("never ends within --time 1:00:00"));
+  options.signal_seconds = 3100;
+  const auto demand = [](double seconds) {
+    return StudyDemand{.models = {model("a", 1, 10, seconds)}, .samples = 10, .times_known = true};
+  };
+  EXPECT_TRUE(check_study(options, demand(3000), false).empty());
+  const auto remarks = check_study(options, demand(3200), false);
+  ASSERT_EQ(remarks.size(), 1U);
+  EXPECT_THAT(remarks[0], HasSubstr("--signal USR2@6400"));
+  EXPECT_THAT(study_error(options, demand(3700)),
+              HasSubstr("never ends within --time 1:00:00; use --time 02:03:20"));
 }
 
 TEST(CheckStudy, OneLongJobMakesManyGpusIdle) {
