@@ -14,15 +14,21 @@ namespace {
 
 bool is(const std::string& folder, std::string_view kind) { return folder.ends_with(kind); }
 
+/// True when a fault was asked for and nobody has mended it.
+bool faulty(const std::string& folder, std::string_view kind) {
+  return is(folder, kind) && std::getenv("LACUNA_FAKE_FIXED") == nullptr;
+}
+
 std::int64_t milliseconds() {
   const char* text = std::getenv("LACUNA_FAKE_MS");
   return text != nullptr ? std::strtoll(text, nullptr, 10) : 1;
 }
 
 ModelFacts facts_of(const std::string& folder) {
-  if (is(folder, "missing")) throw_usage("{}/config.json: cannot open: No such file or directory", folder);
+  if (faulty(folder, "missing"))
+    throw_usage("{}/config.json: cannot open: No such file or directory", folder);
   ModelFacts f;
-  f.family = "qwen2";
+  f.family = is(folder, "big") ? "big" : "qwen2";
   f.parameters = 1'000'000;
   f.layers = 4;
   f.q_heads = 8;
@@ -55,7 +61,7 @@ class FakeEngine final : public Engine {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
       if (request.cancelled && request.cancelled()) throw_resource("cancelled");
     }
-    if (is(options_.folder, "throws")) throw_resource("out of device memory (fake)");
+    if (faulty(options_.folder, "throws")) throw_resource("out of device memory (fake)");
     JobResult job;
     job.prefill_seconds = 0.001;
     job.prefill_sparse.causal_cells = job.prefill_all.causal_cells = 1000;
@@ -64,6 +70,7 @@ class FakeEngine final : public Engine {
     job.prefill_sparse.computed_cells = 1000;
     Hasher prompt;
     prompt.add_bytes(request.prompt.data(), request.prompt.size() * sizeof(TokenId));
+    if (const char* salt = std::getenv("LACUNA_FAKE_SALT")) prompt.add(std::string_view(salt));
     prompt.add(request.prefill.method).add(request.prefill.params.to_json().dump()).add(request.seed);
     const std::uint64_t base = prompt.digest64();
     for (const auto& variant : request.variants) {
@@ -72,7 +79,7 @@ class FakeEngine final : public Engine {
       hasher.add(variant.decode.method).add(variant.decode.params.to_json().dump());
       std::uint64_t bits = hasher.digest64();
       VariantResult result;
-      if (is(options_.folder, "nan") && base % 3 == 0) {
+      if (faulty(options_.folder, "nan") && base % 3 == 0) {
         result.error = "layer 2, head 1: scores are NaN (fake)";
       } else {
         const int length = 1 + static_cast<int>(bits % 7);
@@ -102,7 +109,8 @@ ModelServices fake_model_services() {
   ModelServices services;
   services.load_engine = [](const EngineOptions& options, Communicator& communicator,
                             ThreadPool&) -> std::unique_ptr<Engine> {
-    if (is(options.folder, "noload")) throw_usage("{}/model.safetensors: cannot open (fake)", options.folder);
+    if (faulty(options.folder, "noload"))
+      throw_usage("{}/model.safetensors: cannot open (fake)", options.folder);
     return std::make_unique<FakeEngine>(options, communicator);
   };
   services.load_tokenizer = [](const std::string&) {
@@ -110,12 +118,11 @@ ModelServices fake_model_services() {
   };
   services.detect_chat = [](const std::string&) { return ChatFormat::kNone; };
   services.read_facts = [](const std::string& folder) { return facts_of(folder); };
-  services.plan_memory = [](const ModelFacts&, Device, int tp, std::int64_t tokens, std::int64_t,
+  services.plan_memory = [](const ModelFacts& facts, Device, int, std::int64_t tokens, std::int64_t,
                             int variants) {
     MemoryPlan plan;
-    plan.weights = 1 << 20;
+    plan.weights = facts.family == "big" ? std::int64_t{1} << 50 : 1 << 20;
     plan.kv_cache = tokens * variants;
-    (void)tp;
     return plan;
   };
   return services;
