@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   lacuna::add_doctor_command(app);
   lacuna::add_attend_command(app);
   lacuna::add_strategies_command(app);
+  lacuna::add_calibrate_command(app);
   lacuna::add_tasks_command(app);
   lacuna::add_sbatch_command(app);
   lacuna::add_analyze_command(app);

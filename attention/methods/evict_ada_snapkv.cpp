@@ -16,31 +16,29 @@ namespace {
 class AdaSnapKv final : public Evictor {
  public:
   explicit AdaSnapKv(const Params& params)
-      : capacity_(params.get_int("capacity")),
-        window_(params.get_int("window")),
-        kernel_(static_cast<int>(params.get_int("kernel"))),
-        floor_(params.get_double("min_share")) {}
+      : request_(attended_request(params)), floor_(params.get_double("min_share")) {}
 
   std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input,
                                               AttentionCounts& counts) const override {
     const std::int64_t tokens = input.q.tokens;
-    if (capacity_ >= tokens) return {};
+    if (request_.capacity >= tokens) return {};
     const IndexTimer timer(counts);
     const auto scores = score_all_heads(input, counts, [&](int head, double& flops) {
       const WindowScores window =
-          window_scores(input, head, {.window = window_, .columns = false, .maxima = true});
+          window_scores(input, head, {.window = request_.window, .columns = false, .maxima = true});
       flops = window.flops;
       return std::vector<double>(window.column_max.begin(), window.column_max.end());
     });
 
-    const std::int64_t floor = std::max<std::int64_t>(
-        static_cast<std::int64_t>(floor_ * static_cast<double>(capacity_)), kSinkColumns + kLocalTokens);
+    const std::int64_t floor =
+        std::max<std::int64_t>(static_cast<std::int64_t>(floor_ * static_cast<double>(request_.capacity)),
+                               request_.first + request_.last);
     KeptTokens kept;
     std::vector<Candidate> rest;
-    std::int64_t left = capacity_ * input.info.kv_heads_total;
+    std::int64_t left = request_.capacity * input.info.kv_heads_total;
     for (const auto& maxima : group_heads(input.info, scores, GroupBy::kMax)) {
-      std::vector<double> importance = average_pool(maxima, kernel_);
-      force_ends(importance, kSinkColumns, kLocalTokens);
+      std::vector<double> importance = average_pool(maxima, request_.kernel);
+      force_ends(importance, request_.first, request_.last);
       const auto head = static_cast<std::int32_t>(kept.size());
       kept.push_back(top_indices(importance, floor));
       left -= std::ssize(kept.back());
@@ -66,20 +64,20 @@ class AdaSnapKv final : public Evictor {
  private:
   using Candidate = std::tuple<double, std::int32_t, std::int32_t>;  // (-importance, head, token): best first
 
-  std::int64_t capacity_, window_;
-  int kernel_;
+  AttendedRequest request_;
   double floor_;
 };
 
 std::vector<ParamSpec> declared() {
   auto params =
       snapkv_params("Prompt tokens kept per kv head on average; a layer's heads share capacity x kv heads");
-  params.push_back({.name = "min_share",
-                    .default_value = 0.2,
-                    .help = "Part of the capacity that every head gets for itself, at least 4 + 128 tokens",
-                    .unit = "fraction",
-                    .min = 0,
-                    .max = 1});
+  params.push_back(
+      {.name = "min_share",
+       .default_value = 0.2,
+       .help = "Part of the capacity that every head gets for itself, at least `first` + `last` tokens",
+       .unit = "fraction",
+       .min = 0,
+       .max = 1});
   return params;
 }
 

@@ -27,22 +27,19 @@ std::int64_t layer_capacity(std::int64_t capacity, double beta, int layer, int l
 class PyramidKv final : public Evictor {
  public:
   explicit PyramidKv(const Params& params)
-      : capacity_(params.get_int("capacity")),
-        window_(params.get_int("window")),
-        kernel_(static_cast<int>(params.get_int("kernel"))),
-        beta_(params.get_double("beta")) {}
+      : request_(attended_request(params)), beta_(params.get_double("beta")) {}
 
   std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input,
                                               AttentionCounts& counts) const override {
-    if (capacity_ >= input.q.tokens) return {};
-    const std::int64_t capacity =
-        layer_capacity(capacity_, beta_, input.info.layer, input.info.layers, input.q.tokens);
-    return keep_attended(input, counts, {.capacity = capacity, .window = window_, .kernel = kernel_});
+    if (request_.capacity >= input.q.tokens) return {};
+    AttendedRequest request = request_;
+    request.capacity =
+        layer_capacity(request.capacity, beta_, input.info.layer, input.info.layers, input.q.tokens);
+    return keep_attended(input, counts, request);
   }
 
  private:
-  std::int64_t capacity_, window_;
-  int kernel_;
+  AttendedRequest request_;
   double beta_;
 };
 

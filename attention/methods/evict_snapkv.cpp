@@ -10,36 +10,31 @@ namespace {
 
 class SnapKv final : public Evictor {
  public:
-  explicit SnapKv(const Params& params)
-      : capacity_(params.get_int("capacity")),
-        window_(params.get_int("window")),
-        kernel_(static_cast<int>(params.get_int("kernel"))) {}
+  explicit SnapKv(const Params& params) : request_(attended_request(params)) {}
 
   std::vector<std::vector<std::int32_t>> keep(const PrefillInput& input,
                                               AttentionCounts& counts) const override {
-    return keep_attended(input, counts, {.capacity = capacity_, .window = window_, .kernel = kernel_});
+    return keep_attended(input, counts, request_);
   }
 
  private:
-  std::int64_t capacity_, window_;
-  int kernel_;
+  AttendedRequest request_;
 };
 
 }  // namespace
 
 Method evict_snapkv() {
-  return {.info = {.name = "snapkv",
-                   .slot = Slot::kEvict,
-                   .summary = "Keeps, per kv head, the prompt tokens to which the last queries attend most.",
-                   .reference = "arXiv 2404.14469",
-                   .params = snapkv_params(
-                       "Prompt tokens kept per kv head; the first 4 and the last 128 are always "
-                       "among them"),
-                   .budget_param = "capacity"},
-          .make_evictor = [](const Params& params) -> std::unique_ptr<Evictor> {
-            return std::make_unique<SnapKv>(params);
-          },
-          .check = check_kernel};
+  return {
+      .info = {.name = "snapkv",
+               .slot = Slot::kEvict,
+               .summary = "Keeps, per kv head, the prompt tokens to which the last queries attend most.",
+               .reference = "arXiv 2404.14469",
+               .params = snapkv_params("Prompt tokens kept per kv head; `first` and `last` are among them"),
+               .budget_param = "capacity"},
+      .make_evictor = [](const Params& params) -> std::unique_ptr<Evictor> {
+        return std::make_unique<SnapKv>(params);
+      },
+      .check = check_kernel};
 }
 
 }  // namespace lacuna

@@ -58,9 +58,8 @@ KeptTokens keep_attended(const PrefillInput& input, AttentionCounts& counts, con
   KeptTokens kept;
   for (const auto& sums : group_heads(input.info, scores, GroupBy::kMean)) {
     std::vector<double> importance = average_pool(sums, request.kernel);
-    force_ends(importance, kSinkColumns, kLocalTokens);
-    kept.push_back(
-        top_indices(importance, std::max<std::int64_t>(request.capacity, kSinkColumns + kLocalTokens)));
+    force_ends(importance, request.first, request.last);
+    kept.push_back(top_indices(importance, std::max(request.capacity, request.first + request.last)));
   }
   return local_heads(input.info, std::move(kept));
 }

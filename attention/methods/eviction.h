@@ -26,11 +26,12 @@ std::vector<std::vector<double>> group_heads(const LayerInfo& info,
 void force_ends(std::vector<double>& importance, std::int64_t first, std::int64_t last);
 
 /// SnapKV's rule: attention of the last `window` queries, mean over the query heads of a kv head, averaged
-/// over `kernel` neighbours; the first 4 and the last 128 tokens and the best others stay, `capacity` in all
-/// (at least those). Empty when nothing has to go.
+/// over `kernel` neighbours; the first `first` and the last `last` tokens and the best others stay,
+/// `capacity` in all (at least those). Empty when nothing has to go.
 struct AttendedRequest {
   std::int64_t capacity = 0, window = 0;
   int kernel = 1;
+  std::int64_t first = 0, last = 0;
 };
 KeptTokens keep_attended(const PrefillInput& input, AttentionCounts& counts, const AttendedRequest& request);
 

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "attention/methods/common.h"
+#include "attention/methods/eviction.h"
 #include "core/error.h"
 #include "core/params.h"
 
@@ -26,7 +28,25 @@ inline std::vector<ParamSpec> snapkv_params(const std::string& capacity_help) {
            .help = "Width of the average that smooths importance over neighbours; odd",
            .unit = "tokens",
            .min = 1,
-           .max = 255}};
+           .max = 255},
+          {.name = "first",
+           .default_value = std::int64_t{kSinkColumns},
+           .help = "First tokens of the prompt that always stay",
+           .unit = "tokens",
+           .min = 0},
+          {.name = "last",
+           .default_value = std::int64_t{kLocalTokens},
+           .help = "Last tokens of the prompt that always stay",
+           .unit = "tokens",
+           .min = 0}};
+}
+
+inline AttendedRequest attended_request(const Params& params) {
+  return {.capacity = params.get_int("capacity"),
+          .window = params.get_int("window"),
+          .kernel = static_cast<int>(params.get_int("kernel")),
+          .first = params.get_int("first"),
+          .last = params.get_int("last")};
 }
 
 /// The average is centred, so its width is odd.

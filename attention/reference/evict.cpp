@@ -45,14 +45,15 @@ std::vector<double> snapkv_importance(const Params& params, const PrefillInput& 
   }
   for (double& m : mean) m /= group;
   auto importance = smooth(mean, params.get_int("kernel"));
-  always_keep(importance, 4, 128);
+  always_keep(importance, params.get_int("first"), params.get_int("last"));
   return importance;
 }
 
 Kept snapkv(const Params& params, const PrefillInput& input, std::int64_t capacity) {
   Kept kept;
   for (int kv = 0; kv < input.info.kv_heads; ++kv) {
-    kept.push_back(top(snapkv_importance(params, input, kv), std::max<std::int64_t>(capacity, 132)));
+    kept.push_back(top(snapkv_importance(params, input, kv),
+                       std::max(capacity, params.get_int("first") + params.get_int("last"))));
   }
   return kept;
 }
@@ -61,7 +62,8 @@ Kept ada_snapkv(const Params& params, const PrefillInput& input) {
   const int group = input.info.q_heads / input.info.kv_heads;
   const std::int64_t capacity = params.get_int("capacity");
   const auto floor = std::max<std::int64_t>(
-      132, static_cast<std::int64_t>(params.get_double("min_share") * static_cast<double>(capacity)));
+      params.get_int("first") + params.get_int("last"),
+      static_cast<std::int64_t>(params.get_double("min_share") * static_cast<double>(capacity)));
   Kept kept;
   std::vector<std::tuple<double, int, std::int32_t>> rest;  // best first when sorted
   std::int64_t left = capacity * input.info.kv_heads;
@@ -74,7 +76,7 @@ Kept ada_snapkv(const Params& params, const PrefillInput& input) {
       }
     }
     auto importance = smooth(peak, params.get_int("kernel"));
-    always_keep(importance, 4, 128);
+    always_keep(importance, params.get_int("first"), params.get_int("last"));
     kept.push_back(top(importance, floor));
     left -= std::ssize(kept.back());
     for (std::int32_t t = 0; t < input.q.tokens; ++t) {

@@ -19,6 +19,7 @@ void add_generate_command(CLI::App& app);
 void add_doctor_command(CLI::App& app);
 void add_attend_command(CLI::App& app);
 void add_strategies_command(CLI::App& app);
+void add_calibrate_command(CLI::App& app);
 void add_tasks_command(CLI::App& app);
 void add_sbatch_command(CLI::App& app);
 void add_analyze_command(CLI::App& app);

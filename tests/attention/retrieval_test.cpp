@@ -128,7 +128,7 @@ TEST(Retrieval, MethodsThatLookForWhatMattersAnswerAt80Percent) {
   for (const char* text : {R"({"vertical_slash": {"verticals": 40, "slashes": 64, "window": 32}})",
                            R"({"flexprefill": {"alpha": 0.3, "min_budget": 64, "window": 32}})",
                            R"({"oracle_top_k": {"top_k": 3}})",
-                           R"({"tri_shape": {"sinks": 16, "local": 128, "last_queries": 64}})"}) {
+                           R"({"tri_shape": {"sinks": 16, "local": 64, "last_queries": 64}})"}) {
     EXPECT_EQ(count([&](Recall& r) { return r.prefill_answers(text, 0.8); }), kPrompts) << text;
   }
   for (const char* text :

@@ -5,6 +5,7 @@
 #include "attention/accounting.h"
 #include "attention/attend.h"
 #include "attention/budget.h"
+#include "attention/calibrate.h"
 #include "attention/catalogue.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -245,6 +246,34 @@ TEST(Budgets, Tokens) {
       ThrowsMessage<Error>(HasSubstr("keeps nothing")));
   EXPECT_EQ(at(R"({"decode": "quest"})", {}, 100), parse(R"({"decode": "quest"})"));
   EXPECT_DOUBLE_EQ(*nominal_sparsity(Slot::kDecode, spec.decode, 16384), 0.875);
+}
+
+TEST(Calibration, ReachesEveryTargetInFewRunsAndResolvesBack) {
+  test::Layer layer({.tokens = 512, .q_heads = 2, .kv_heads = 1, .head_dim = 32}, 21, 0, 3.0f);
+  for (const char* text :
+       {R"({"prefill": "vertical_slash"})", R"({"prefill": {"flexprefill": {"min_budget": 64}}})",
+        R"({"prefill": {"xattention": {"block": 32}}})", R"({"prefill": {"oracle_top_p": {"block": 16}}})"}) {
+    const StrategySpec base = parse(text);
+    ASSERT_TRUE(needs_calibration(base.prefill));
+    int runs = 0;
+    const auto measure = [&](const MethodSpec& spec) {
+      ++runs;
+      TileLists lists;
+      AttentionCounts counts;
+      make_prefill_selector(spec)->select(layer.input, lists, counts);
+      return 1 - count_prefill(lists, layer.input.info).sparsity();
+    };
+    const std::vector<double> targets = {0.5, 0.7};
+    const auto points = calibrate_method(base.prefill, targets, 512, measure, 0.02, 8);
+    EXPECT_LE(runs, 2 + 2 * 8) << text;
+    const Json file = {{"prefill", {{base.prefill.method, Json::array({calibration_entry(points, 512)})}}}};
+    for (const double target : targets) {
+      const auto spec = with_budget(base, {Budget::Kind::kSparsity, 1 - target}, 512, file, "sweep");
+      EXPECT_NEAR(measure(spec.prefill), target, 0.08) << text << spec.prefill.params.to_json();
+    }
+    EXPECT_THROW(calibrate_method(base.prefill, std::vector<double>{0.0001}, 512, measure), Error) << text;
+  }
+  EXPECT_FALSE(needs_calibration(parse(R"({"prefill": "streaming"})").prefill));
 }
 
 TEST(Docs, StrategiesPageIsUpToDate) {
