@@ -342,7 +342,7 @@ scenario_real_cancel() {
 # One study through everything: preempted, a node lost, a rank killed, the limit twice.
 scenario_real_survives() {
   local job urgent pid
-  job=$(submit_real "$name.out" --constraint pair3 --time 1 --signal USR2@60 --env LACUNA_FAKE_MS=1800)
+  job=$(submit_real "$name.out" --constraint pair3 --time 1 --signal USR2@60 --env LACUNA_FAKE_MS=700)
   await 60 has_lines "$name.out" 3
   urgent=$(sbatch --parsable -p urgent -C pair3 -N 2 --exclusive --mem=1 --output=/dev/null --wrap 'sleep 1')
   await 30 has_ended "$urgent"
