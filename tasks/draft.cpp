@@ -20,6 +20,25 @@ std::vector<TokenId> common_prefix(const std::vector<TokenId>& a, const std::vec
   return {a.begin(), end};
 }
 
+using Sections = std::vector<std::pair<std::string, std::int64_t>>;
+
+/// Tokens per section of a message of `total` tokens. Where the tokenizer joins pieces, the sections around
+/// the context are tokenised as a whole, and the context takes the rest.
+Sections count_sections(const Draft& draft, const Tokenizer& tokenizer, std::int64_t total) {
+  Sections sections = draft.sections();
+  if (draft.placed() == total) return sections;
+  std::int64_t rest = total;
+  for (std::size_t i = 0; i < sections.size(); ++i) {
+    if (sections[i].first == "context") continue;
+    sections[i].second = static_cast<std::int64_t>(tokenizer.encode(draft.section_text(i)).size());
+    rest -= sections[i].second;
+  }
+  for (auto& [name, tokens] : sections) {
+    if (name == "context") tokens = rest;
+  }
+  return sections;
+}
+
 }  // namespace
 
 struct PieceCache::Impl {
@@ -83,7 +102,17 @@ Block Draft::take() {
   return block;
 }
 
-void Draft::section(std::string name) { sections_.emplace_back(std::move(name), 0); }
+void Draft::section(std::string name) {
+  sections_.emplace_back(std::move(name), 0);
+  section_begins_.push_back(message_.size());
+}
+
+std::string_view Draft::section_text(std::size_t section) const {
+  const std::size_t begin = section_begins_[section];
+  const std::size_t end =
+      section + 1 < section_begins_.size() ? section_begins_[section + 1] : message_.size();
+  return std::string_view(message_).substr(begin, end - begin);
+}
 
 void Draft::place(const Block& block) {
   message_.append(text(block));
@@ -134,9 +163,8 @@ Sample fit_sample(const std::string& who, const SampleRequest& request,
       sample.gold = std::move(draft.gold);
       sample.description = std::move(draft.description);
       sample.answer_text = std::move(draft.answer_text);
-      sample.sections = draft.sections();
-      sample.sections.emplace_back("frame",
-                                   total - draft.placed());  // takes up what joined pieces changed, too
+      sample.sections = count_sections(draft, *request.tokenizer, total - frame_tokens);
+      sample.sections.emplace_back("frame", frame_tokens);
       best = std::move(sample);
       best_fill = total;
     }

@@ -53,7 +53,9 @@ class Draft {
 
   const std::string& message() const { return message_; }
   const std::vector<TokenId>& ids() const { return ids_out_; }
-  std::vector<std::pair<std::string, std::int64_t>> sections() const { return sections_; }
+  /// Tokens of each section by its pieces.
+  const std::vector<std::pair<std::string, std::int64_t>>& sections() const { return sections_; }
+  std::string_view section_text(std::size_t section) const;
 
   // What the task says about the sample.
   nlohmann::json gold, description;
@@ -66,6 +68,7 @@ class Draft {
   std::vector<TokenId> ids_, ids_out_;
   std::size_t text_taken_ = 0, id_taken_ = 0;
   std::vector<std::pair<std::string, std::int64_t>> sections_;
+  std::vector<std::size_t> section_begins_;  ///< In message_
 };
 
 /// Composes until the whole prompt, tokenised as one text with its chat frame, fills 95 to 100 % of the
