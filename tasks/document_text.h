@@ -71,6 +71,7 @@ Predictions of any other system are scored from JSON lines that hold `task`, `go
 
 ```
 lacuna tasks ruler_vt --model tests/tasks/golden --length 4K --count 100 --jsonl samples.jsonl
+sed 's/"answer_text"/"prediction"/' samples.jsonl > predictions.jsonl  # a system that is always right
 lacuna tasks --score predictions.jsonl                      # a table: task, n, mean score, standard error, no answer
 lacuna tasks --score predictions.jsonl --jsonl scores.jsonl # one line per prediction
 ```
