@@ -26,16 +26,26 @@ using namespace lacuna;
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+/// Seconds on the clock of choice: processor time of this process, or time.
+struct Timer {
+  bool cpu_time = false;
+  double now() const {
+    if (!cpu_time)
+      return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    timespec t{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+  }
+};
 
 /// Seconds of one call: the median of `repeats` after a warm-up.
-double median_seconds(int repeats, const std::function<void()>& body) {
+double median_seconds(const Timer& timer, int repeats, const std::function<void()>& body) {
   body();
   std::vector<double> times;
   for (int i = 0; i < repeats; ++i) {
-    const auto begin = Clock::now();
+    const double begin = timer.now();
     body();
-    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    times.push_back(timer.now() - begin);
   }
   std::nth_element(times.begin(), times.begin() + repeats / 2, times.end());
   return times[static_cast<std::size_t>(repeats / 2)];
@@ -49,12 +59,12 @@ std::vector<float> random_floats(std::int64_t n) {
 }
 
 /// GFLOP/s of a large SGEMM on all threads.
-double sgemm_rate(int threads) {
+double sgemm_rate(const Timer& timer, int threads) {
   openblas_set_num_threads(threads);
   constexpr int kSize = 2048;
   const auto a = random_floats(kSize * kSize), b = random_floats(kSize * kSize);
   std::vector<float> c(a.size());
-  const double seconds = median_seconds(5, [&] {
+  const double seconds = median_seconds(timer, 5, [&] {
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, kSize, kSize, kSize, 1, a.data(), kSize, b.data(),
                 kSize, 0, c.data(), kSize);
   });
@@ -62,11 +72,11 @@ double sgemm_rate(int threads) {
 }
 
 /// GB/s of reading memory far larger than any cache on all threads.
-double read_bandwidth(ThreadPool& pool) {
+double read_bandwidth(const Timer& timer, ThreadPool& pool) {
   constexpr std::int64_t kBlock = 1 << 20, kBlocks = 512;
   const auto data = random_floats(kBlock * kBlocks / 4);
   std::vector<float> sums(kBlocks);
-  const double seconds = median_seconds(5, [&] {
+  const double seconds = median_seconds(timer, 5, [&] {
     pool.parallel_for(kBlocks, [&](std::int64_t b) {
       // The vector loop that finds a maximum: one load, two operations that hide behind it.
       sums[static_cast<std::size_t>(b)] = cpu::best_kernels().max(data.data() + b * (kBlock / 4), kBlock / 4);
@@ -75,7 +85,7 @@ double read_bandwidth(ThreadPool& pool) {
   return kBlock * kBlocks / seconds * 1e-9;
 }
 
-void bench_linear(Ops& ops, double sgemm, double bandwidth, bool quick) {
+void bench_linear(const Timer& timer, Ops& ops, double sgemm, double bandwidth, bool quick) {
   std::printf("\nlinear layers, bf16 weights [outputs, inputs], x of `rows`\n%8s %8s %8s %10s %8s %10s %8s\n",
               "outputs", "inputs", "rows", "GFLOP/s", "of SGEMM", "GB/s", "of read");
   const struct {
@@ -98,7 +108,8 @@ void bench_linear(Ops& ops, double sgemm, double bandwidth, bool quick) {
       std::vector<float> y(static_cast<std::size_t>(rows * s.outputs));
       const TensorView xv{.data = const_cast<float*>(x.data()), .shape = {rows, s.inputs}},
           yv{.data = y.data(), .shape = {rows, s.outputs}};
-      const double seconds = median_seconds(rows < 512 ? 15 : 5, [&] { ops.linear(xv, w, false, yv); });
+      const double seconds =
+          median_seconds(timer, rows < 512 ? 15 : 5, [&] { ops.linear(xv, w, false, yv); });
       const double rate = 2.0 * static_cast<double>(rows * s.outputs * s.inputs) / seconds * 1e-9,
                    bytes = 2.0 * static_cast<double>(s.outputs * s.inputs) / seconds * 1e-9;
       std::printf("%8ld %8ld %8ld %10.1f %7.0f%% %10.1f %7.0f%%\n", s.outputs, s.inputs, rows, rate,
@@ -107,7 +118,7 @@ void bench_linear(Ops& ops, double sgemm, double bandwidth, bool quick) {
   }
 }
 
-void bench_engine(ThreadPool& pool, double sgemm, double bandwidth, bool quick) {
+void bench_engine(const Timer& timer, ThreadPool& pool, double sgemm, double bandwidth, bool quick) {
   const std::string config =
       R"({"model_type": "qwen2", "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 32768, "torch_dtype": "bfloat16", "tie_word_embeddings": true})";
@@ -132,14 +143,15 @@ void bench_engine(ThreadPool& pool, double sgemm, double bandwidth, bool quick) 
       return engine->run(
           {.prompt = prompt, .prefill = dense.prefill, .variants = all, .on_token = {}, .cancelled = {}});
     };
-    double prefill = 1e9;
-    for (int i = 0; i < 3; ++i) prefill = std::min(prefill, job(0, 0).prefill_seconds);
+    const double prefill = median_seconds(timer, 3, [&] { job(0, 1); });
     // The whole prefill's time charged to the linear layers alone: a lower bound of their rate.
     const double rate = linear_flops(engine->facts(), tokens) / prefill * 1e-9;
     std::printf("%8d %10.3f %10.0f %17.0f%% |", tokens, prefill, tokens / prefill, 100 * rate / sgemm);
     for (const int batch : {1, 8, 30}) {
-      constexpr int kSteps = 24;
-      const double step = job(batch, kSteps).variants[0].decode_seconds / kSteps;
+      constexpr int kSteps = 64;
+      const double begin = timer.now();
+      job(batch, kSteps);
+      const double step = (timer.now() - begin - prefill) / kSteps;
       std::printf("  %6.2f (%3.0f%%)", step * 1e3, 100 * weights / step * 1e-9 / bandwidth);
     }
     std::printf("\n");
@@ -152,23 +164,28 @@ void bench_engine(ThreadPool& pool, double sgemm, double bandwidth, bool quick) 
 int main(int argc, char** argv) {
   bool quick = false;
   int threads = default_threads();
+  Timer timer;
   for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--short") == 0)
+    const std::string argument = argv[i];
+    if (argument == "--short") {
       quick = true;
-    else if (std::strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
+    } else if (argument == "--cpu-time") {
+      timer.cpu_time = true;
+      threads = 1;
+    } else if (argument == "--threads" && i + 1 < argc) {
       threads = std::atoi(argv[++i]);
-    else {
-      std::fprintf(stderr, "usage: bench_cpu_engine [--short] [--threads N]\n");
+    } else {
+      std::fprintf(stderr, "usage: bench_cpu_engine [--short] [--threads N] [--cpu-time]\n");
       return 2;
     }
   }
   ThreadPool pool(threads);
-  const double sgemm = sgemm_rate(threads), bandwidth = read_bandwidth(pool);
-  std::printf("lacuna %s, %d threads, kernels %s, OpenBLAS core %s\n", LACUNA_VERSION, threads,
-              cpu::best_kernels().isa, openblas_get_corename());
+  const double sgemm = sgemm_rate(timer, threads), bandwidth = read_bandwidth(timer, pool);
+  std::printf("lacuna %s, %d threads, %s, kernels %s, OpenBLAS core %s\n", LACUNA_VERSION, threads,
+              timer.cpu_time ? "processor time" : "time", cpu::best_kernels().isa, openblas_get_corename());
   std::printf("SGEMM 2048^3: %.1f GFLOP/s; reading memory: %.1f GB/s\n", sgemm, bandwidth);
   const auto ops = make_cpu_ops(pool);
-  bench_linear(*ops, sgemm, bandwidth, quick);
-  bench_engine(pool, sgemm, bandwidth, quick);
+  bench_linear(timer, *ops, sgemm, bandwidth, quick);
+  bench_engine(timer, pool, sgemm, bandwidth, quick);
   return 0;
 }
