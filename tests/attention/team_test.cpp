@@ -11,6 +11,7 @@
 #include "attention/strategy.h"
 #include "tests/attention/fixture.h"
 #include "tests/attention/paged_cache.h"
+#include "tests/attention/shard.h"
 
 namespace lacuna {
 namespace {
@@ -56,23 +57,6 @@ class ThreadCommunicator final : public Communicator {
   int rank_;
 };
 
-/// The part of a layer that one rank of `ranks` holds.
-PrefillInput shard(const PrefillInput& whole, int rank, int ranks) {
-  PrefillInput input = whole;
-  LayerInfo& info = input.info;
-  const int group = info.q_heads_total / info.kv_heads_total;
-  info.q_heads = info.q_heads_total / ranks;
-  info.q_head_begin = rank * info.q_heads;
-  info.kv_head_begin = info.q_head_begin / group;
-  info.kv_heads = std::max(1, info.kv_heads_total / ranks);
-  input.q.data = whole.q.row(info.q_head_begin, 0);
-  input.q.heads = info.q_heads;
-  input.k.data = whole.k.row(info.kv_head_begin, 0);
-  input.v.data = whole.v.row(info.kv_head_begin, 0);
-  input.k.heads = input.v.heads = info.kv_heads;
-  return input;
-}
-
 /// Choices by global head number; ranks that share a kv head must agree.
 using Choices = std::map<std::pair<std::string, int>, std::vector<std::int32_t>>;
 
@@ -89,7 +73,7 @@ Choices choose(const PrefillInput& whole, const StrategySpec& spec, int ranks) {
   for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {
       ThreadCommunicator communicator(team, rank);
-      PrefillInput input = shard(whole, rank, ranks);
+      PrefillInput input = test::shard(whole, rank, ranks);
       input.communicator = &communicator;
       AttentionCounts counts;
       TileLists lists;
