@@ -34,14 +34,49 @@ static inline void gemm_group(const float* a, std::int64_t lda, const float* pan
   }
 }
 
+/// One level of the transposition of kLanes vectors: swaps the blocks of W lanes off the diagonal of every 2W
+/// x 2W.
+template <int W>
+static inline void swap_blocks(Vec* rows) {
+  if constexpr (W < kLanes) {
+    IVec upper{}, lower{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      upper[lane] = (lane & W) != 0 ? kLanes + lane - W : lane;
+      lower[lane] = (lane & W) != 0 ? kLanes + lane : lane + W;
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & W) != 0) continue;
+      const Vec x = rows[i], y = rows[i + W];
+      rows[i] = __builtin_shuffle(x, y, upper);
+      rows[i + W] = __builtin_shuffle(x, y, lower);
+    }
+    swap_blocks<2 * W>(rows);
+  }
+}
+
+/// packed[c][key] = b[key][c]; absent keys are zero.
+static void pack_keys(const float* b, std::int64_t ldb, int keys, int k, float* packed) {
+  for (int first = 0; first < kPackKeys; first += kLanes) {
+    int c = 0;
+    if (first + kLanes <= keys) {
+      for (; c + kLanes <= k; c += kLanes) {
+        Vec rows[LACUNA_LANES];
+        for (int t = 0; t < kLanes; ++t) rows[t] = load(b + (first + t) * ldb + c);
+        swap_blocks<1>(rows);
+        for (int x = 0; x < kLanes; ++x) store(packed + (c + x) * kPackKeys + first, rows[x]);
+      }
+    }
+    for (int t = first; t < first + kLanes; ++t) {
+      for (int x = c; x < k; ++x) packed[x * kPackKeys + t] = t < keys ? b[t * ldb + x] : 0.0f;
+    }
+  }
+}
+
 static void gemm_nt(std::int64_t m, std::int64_t n, int k, float alpha, const float* a, std::int64_t lda,
                     const float* b, std::int64_t ldb, float* c, std::int64_t ldc, float* b_packed) {
   for (std::int64_t j = 0; j < n; j += kPackKeys) {
     const int columns = static_cast<int>(n - j < kPackKeys ? n - j : kPackKeys);
-    for (int t = 0; t < kPackKeys; ++t) {
-      const float* from = b + (j + t) * ldb;
-      for (int x = 0; x < k; ++x) b_packed[x * kPackKeys + t] = t < columns ? from[x] : 0.0f;
-    }
+    pack_keys(b + j * ldb, ldb, columns, k, b_packed);
     std::int64_t i = 0;
     for (; i + 6 <= m; i += 6)
       gemm_group<6>(a + i * lda, lda, b_packed, k, alpha, c + i * ldc + j, ldc, columns);
