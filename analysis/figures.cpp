@@ -63,7 +63,7 @@ std::string number(double value) { return std::isfinite(value) ? fmt::format("{:
 
 /// A title as a gnuplot expression, broken into lines that fit the panel.
 std::string title_lines(const std::string& text) {
-  constexpr std::size_t kLine = 54;
+  constexpr std::size_t kLine = 46;
   std::string out, line;
   const auto flush = [&] {
     out += (out.empty() ? "" : ".\"\\n\".") + gnuplot_string(line);

@@ -83,11 +83,15 @@ class Writer {
         }
         choices.push_back(text + ".");
       }
-      out_.push_back({fmt::format("Cost ({})", name_of(phase)),
-                      fmt::format("At {} tokens, {} of the {} configurations on the {} frontier {} sparse",
-                                  length_label(panel->length), sparse == on ? "all" : std::to_string(sparse),
-                                  on, name_of(phase), sparse == 1 && on > 1 ? "is" : "are"),
-                      join(choices, " ")});
+      out_.push_back(
+          {fmt::format("Cost ({})", name_of(phase)),
+           on == 1
+               ? fmt::format("At {} tokens, the {} frontier is one configuration, and it is {}",
+                             length_label(panel->length), name_of(phase), sparse == 1 ? "sparse" : "dense")
+               : fmt::format("At {} tokens, {} of the {} configurations on the {} frontier {} sparse",
+                             length_label(panel->length), sparse == on ? "all" : std::to_string(sparse), on,
+                             name_of(phase), sparse == 1 ? "is" : "are"),
+           join(choices, " ")});
     }
   }
 
@@ -275,8 +279,8 @@ class Writer {
     out_.push_back(
         {"Failures",
          failed == 0 ? fmt::format("No sample failed; {:.1f} % gave no answer", share * double(none))
-                     : fmt::format("{} samples failed; {:.1f} % of the others gave no answer", failed,
-                                   share * double(none)),
+                     : fmt::format("{} failed; {:.1f} % of the others gave no answer",
+                                   plural(std::size_t(failed), "sample"), share * double(none)),
          fmt::format("{} outputs held no answer (they score 0), {} were cut at the output limit.{}", none,
                      cut, reason.empty() ? "" : " First failure: " + reason)});
   }

@@ -16,6 +16,7 @@
 #include "model/engine.h"
 #include "model/mpi.h"
 #include "runner/commands/commands.h"
+#include "runner/commands/layer_picture.h"
 #include "sweeps/document.h"
 
 namespace lacuna {
@@ -23,8 +24,8 @@ namespace lacuna {
 namespace {
 
 struct GenerateOptions {
-  std::string model, prompt, ids, strategy, chat = "auto", rope, dump_logits, device = "auto";
-  int max_tokens = 128, threads = 0;
+  std::string model, prompt, ids, strategy, chat = "auto", rope, dump_logits, device = "auto", picture;
+  int max_tokens = 128, threads = 0, picture_layer = 0, picture_head = 0;
   float temperature = 0, top_p = 1;
   std::uint64_t seed = 0;
   bool ignore_stop = false, print_ids = false, stats = false;
@@ -58,7 +59,7 @@ bool has_tokenizer(const std::string& folder) { return std::filesystem::exists(f
 Device parse_device(const std::string& name) {
   if (name == "cuda") return Device::kCuda;
   LACUNA_REQUIRE(name == "auto" || name == "cpu", "--device: '{}' is not one of auto, cpu, cuda", name);
-  return Device::kCpu;
+  return name == "auto" && cuda_engine_usable() ? Device::kCuda : Device::kCpu;
 }
 
 std::vector<TokenId> prompt_ids(const GenerateOptions& options, const Tokenizer* tokenizer) {
@@ -157,6 +158,11 @@ void generate(const GenerateOptions& options) {
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
   };
+  LayerCapture capture(options.picture_layer);
+  if (!options.picture.empty()) {
+    LACUNA_REQUIRE(session->size() == 1, "--picture needs all heads in one place: run without mpirun");
+    request.on_layer = capture.hook();
+  }
   JobResult job;
   run_together(*session, [&] { job = engine->run(request); });
   if (!speaks) return;
@@ -164,6 +170,8 @@ void generate(const GenerateOptions& options) {
   std::fwrite(rest.data(), 1, rest.size(), stdout);
   std::fflush(stdout);
   if (!job.variants[0].error.empty()) throw_resource("{}", job.variants[0].error);
+  if (!options.picture.empty())
+    write_file_atomically(options.picture, capture.draw(strategy, options.picture_head, *threads));
   if (!options.dump_logits.empty()) dump_logits(options.dump_logits, job);
   if (options.stats) print_stats(options, *engine, job, ids.size());
 }
@@ -196,6 +204,12 @@ void add_generate_command(CLI::App& app) {
       ->capture_default_str();
   verb->add_option("--rope", options->rope,
                    "RoPE scaling in config.json's syntax, in place of the folder's, or @FILE");
+  verb->add_option("--picture", options->picture,
+                   "Draw what the strategy keeps of the prompt in one layer: .svg (on the CPU)");
+  verb->add_option("--picture-layer", options->picture_layer, "That layer, from 0")
+      ->check(CLI::NonNegativeNumber);
+  verb->add_option("--picture-head", options->picture_head, "Query head of a prefill, from 0")
+      ->check(CLI::NonNegativeNumber);
   verb->add_option("--dump-logits", options->dump_logits,
                    "Write the logits of the prompt's last and of every generated token to this .npy file");
   verb->add_option("--device", options->device, "auto, cpu or cuda")

@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "runner/commands/analysis_arguments.h"
 #include "runner/commands/commands.h"
+#include "runner/commands/layer_picture.h"
 
 namespace lacuna {
 
@@ -19,7 +20,7 @@ namespace {
 
 struct Arguments {
   AnalysisArguments analysis;
-  bool open = false;
+  bool open = false, gallery = false;
 };
 
 /// Hands the page to the desktop and does not wait for the browser.
@@ -43,7 +44,12 @@ void run(const Arguments& arguments) {
   ThreadPool threads(default_threads());
   const Analysis analysis = analyze(table, options, threads);
   const std::filesystem::path parent = std::filesystem::path(file).parent_path();
-  const std::string page = write_report(table, analysis, parent.empty() ? "." : parent.string());
+  const std::string folder = parent.empty() ? "." : parent.string();
+  if (arguments.gallery) {
+    const int drawn = draw_gallery(folder, threads);
+    log::info("drew what {} strategies keep into {}/patterns", drawn, folder);
+  }
+  const std::string page = write_report(table, analysis, folder);
   for (const std::string& warning : analysis.warnings) log::warning("{}", warning);
   std::printf("%s\n", page.c_str());
   if (arguments.open) open_in_browser(page);
@@ -57,6 +63,8 @@ void add_report_command(CLI::App& app) {
       "report", "One page (report.html, works offline) and figures as SVG and PDF from a sweep's results");
   add_analysis_arguments(*verb, arguments->analysis);
   verb->add_flag("--open", arguments->open, "Open the page in the browser");
+  verb->add_flag("--gallery", arguments->gallery,
+                 "Load the sweep's smallest model and draw what each strategy keeps of one of its prompts");
   verb->footer(
       "Examples:\n"
       "  lacuna report out/demo\n"
