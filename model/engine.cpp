@@ -238,8 +238,11 @@ void EngineImpl::prefill(const JobRequest& request, std::vector<Eviction>& evict
   std::string error;
   transformer_.prefill(
       request.prompt, selector.get(), request.seed,
-      {.on_layer = [&](int layer,
-                       const PrefillInput& input) { fill_caches(layer, input, shared, evictions); },
+      {.on_layer =
+           [&](int layer, const PrefillInput& input) {
+             fill_caches(layer, input, shared, evictions);
+             if (request.on_layer) request.on_layer(layer, input);
+           },
        .between_layers = [&] { poll_cancelled(request); }},
       job.prefill_sparse, job.prefill_all);
   ops_->synchronize();
