@@ -6,13 +6,13 @@
 # Without names, those of the quick set run; "slow" adds the long ones. What runs inside the jobs is stand_in.sh; in the
 # scenarios called real_* it is lacuna itself over the fake engine of tests/runner (FAKE_LACUNA).
 # Exit code 77: no cluster can be started here.
-# shellcheck disable=SC2317  # scenarios are called by name, the rest from a trap
+# shellcheck disable=SC2317,SC2016  # scenarios are called by name, the rest from a trap; text for other shells stays as it is
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 lacuna=${LACUNA_BIN:-}
 keep=no
-quick=(mpirun srun odd_path limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck
+quick=(mpirun srun odd_path container limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck
   cancel_and_resume array refusals real_study real_array real_cancel)
 slow=(hard_limit real_survives)
 chosen=()
@@ -170,12 +170,29 @@ scenario_srun() {
 }
 scenario_odd_path() {
   local job out="$work/it's a \"name\" with \$HOME, 100% odd"
-  # shellcheck disable=SC2016  # nothing shall expand
   job=$(submit "$out" --env 'ODD=a "b" $c '"'d'" --nodes 1 --sbatch-arg "--mail-user=a b")
   await 60 has_ended "$job"
   check "state" "$(field "$job" JobState)" COMPLETED
   check "samples" "$(samples_of "$out")" "40 samples, 0 twice"
   check "log folder" "$(find "$out/slurm" -maxdepth 1 -name "$job.log" | wc -l)" 1
+}
+# --module, --setup and --container, with stand-ins for `module` and `apptainer`
+scenario_container() {
+  local job
+  mkdir -p "$name.bin"
+  printf '#!/bin/bash\n[ "$1 $2 ${3##*/} $4" = "exec --nv my image.sif lacuna" ] || exit 2\nexec "%s" "${@:5}"\n' "$here/stand_in.sh" >"$name.bin/apptainer"
+  chmod +x "$name.bin/apptainer"
+  printf 'export PATH=%q:$PATH\n' "$work/$name.bin" >"$name.bin/my setup.sh"
+  touch "$name.bin/my image.sif"
+  module() { [ "$1 $2" = "load one/1.2" ]; }
+  export -f module
+  job=$(submit "$name.out" --container "$name.bin/my image.sif" --setup "$name.bin/my setup.sh" --module one/1.2)
+  await 60 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "samples" "$(samples_of "$name.out")" "40 samples, 0 twice"
+  job=$(submit "$name.no_module" --module no_such_module)
+  await 60 has_ended "$job"
+  check "a missing module ends the job" "$(field "$job" JobState) $(grep -c 'cannot load the module no_such_module' "$name.no_module/slurm/$job.log")" "FAILED 1"
 }
 # The limit strikes twice: --time 1 with a warning 60 s before means a warning at the first check (within 30 s).
 scenario_limit() {
