@@ -13,6 +13,8 @@ using cudaStream_t = CUstream_st*;
 
 namespace lacuna {
 
+class DeviceArena;
+
 /// A TileLists in device memory; the meaning of every field is that of TileLists.
 struct DeviceTileLists {
   int heads = 0;
@@ -27,6 +29,11 @@ struct DeviceTileLists {
 
   std::int64_t row_blocks() const { return (tokens + row_block - 1) / row_block; }
 };
+
+/// Copies lists made on the CPU into `arena`, which needs tile_list_bytes() of room. The host lists may go
+/// away at once.
+DeviceTileLists upload_tile_lists(const TileLists& lists, DeviceArena& arena, cudaStream_t stream);
+std::size_t tile_list_bytes(const TileLists& lists);
 
 /// Which kernel runs. kAuto takes the Hopper one on compute capability 9.0.
 enum class CudaPath { kAuto, kPortable, kHopper };

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include "attention/cuda/attention_cuda.h"
 #include "attention/cuda/prefill_launch.h"
@@ -89,7 +90,7 @@ CUtensorMap make_map(const void* data, int head_dim, std::int64_t tokens, int he
   return map;
 }
 
-HopperMaps make_maps(const PrefillArgs& args, int head_dim) {
+[[maybe_unused]] HopperMaps make_maps(const PrefillArgs& args, int head_dim) {
   const int keys = hopper_tile_keys(head_dim, args.dense);
   const auto tokens = args.tokens;
   HopperMaps maps{};
@@ -114,7 +115,46 @@ void launch(const PrefillArgs& args, bool hopper, cudaStream_t stream) {
 #endif
 }
 
+constexpr std::size_t kArenaAlign = 256;
+
+template <class T>
+const T* copy_up(const std::vector<T>& from, DeviceArena& arena, cudaStream_t stream) {
+  if (from.empty()) return nullptr;
+  T* to = arena.take_array<T>(from.size());
+  // From pageable memory: the call returns once the source has been read.
+  LACUNA_CUDA(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, stream));
+  return to;
+}
+
 }  // namespace
+
+std::size_t tile_list_bytes(const TileLists& lists) {
+  const auto rounded = [](std::size_t bytes) {
+    return (bytes + kArenaAlign - 1) / kArenaAlign * kArenaAlign;
+  };
+  return rounded(lists.ranges.size() * sizeof(KeyRange)) +
+         rounded(lists.range_begin.size() * sizeof(std::int64_t)) +
+         rounded(lists.columns.size() * sizeof(std::int32_t)) +
+         rounded(lists.column_begin.size() * sizeof(std::int64_t));
+}
+
+DeviceTileLists upload_tile_lists(const TileLists& lists, DeviceArena& arena, cudaStream_t stream) {
+  DeviceTileLists device;
+  device.heads = lists.heads;
+  device.tokens = lists.tokens;
+  device.row_block = lists.row_block;
+  device.dense = lists.dense;
+  if (lists.dense) return device;
+  device.ranges = copy_up(lists.ranges, arena, stream);
+  device.range_begin = copy_up(lists.range_begin, arena, stream);
+  for (int head = 0; head < lists.heads && !lists.columns.empty(); ++head)
+    device.max_columns = std::max(device.max_columns, static_cast<int>(lists.columns_of(head).size()));
+  if (device.max_columns > 0) {
+    device.columns = copy_up(lists.columns, arena, stream);
+    device.column_begin = copy_up(lists.column_begin, arena, stream);
+  }
+  return device;
+}
 
 std::size_t prefill_workspace_bytes(const DeviceTileLists& lists, int head_dim) {
   return Layout(lists, head_dim).total;

@@ -99,27 +99,10 @@ struct HeadsOnDevice {
 
 /// A TileLists and its device copy.
 struct ListsOnDevice {
-  DeviceVector<KeyRange> ranges;
-  DeviceVector<std::int64_t> range_begin, column_begin;
-  DeviceVector<std::int32_t> columns;
+  DeviceArena arena;
   DeviceTileLists lists;
-
   explicit ListsOnDevice(const TileLists& host)
-      : ranges(host.ranges),
-        range_begin(host.range_begin),
-        column_begin(host.column_begin),
-        columns(host.columns) {
-    lists.heads = host.heads;
-    lists.tokens = host.tokens;
-    lists.row_block = host.row_block;
-    lists.dense = host.dense;
-    lists.ranges = ranges.data();
-    lists.range_begin = range_begin.data();
-    lists.columns = columns.data();
-    lists.column_begin = host.column_begin.empty() ? nullptr : column_begin.data();
-    for (int h = 0; h < host.heads && !host.column_begin.empty(); ++h)
-      lists.max_columns = std::max(lists.max_columns, static_cast<int>(host.columns_of(h).size()));
-  }
+      : arena(tile_list_bytes(host) + 256), lists(upload_tile_lists(host, arena, nullptr)) {}
 };
 
 /// Softmax-weighted sum over the keys that `visits` allows, in double. `bound` is what bfloat16 weights and
