@@ -197,8 +197,9 @@ class Drawer {
     for (const Configuration& c : p.points) {
       cheapest = std::min(cheapest, c.cost / 1.15);
       dearest = std::max(dearest, c.cost * 1.15);
-      lowest = std::min(lowest, c.score);
-      highest = std::max(highest, c.score);
+      const double bar = std::isnan(c.sem) ? 0 : c.sem;
+      lowest = std::min(lowest, c.score - bar);
+      highest = std::max(highest, c.score + bar);
     }
     plot.set("set logscale x").set("set xlabel " + gnuplot_string(cost_label(p)));
     plot.set(fmt::format("set xrange [{}:{}]", number(cheapest), number(dearest)));

@@ -147,9 +147,18 @@ class Writer {
                                   name_of(table_.method_phase[std::size_t(s->method)]), s->mean, s->minimum,
                                   plural(std::size_t(s->curves), "curve")));
     }
+    std::size_t levels = 0, blind = 0;  // comparisons, and those that would often miss a loss of 0.1
+    for (const LargestSparsity& curve : a_.significance.curves) {
+      for (const LevelTest& level : curve.levels) {
+        ++levels;
+        blind += level.detectable <= 0.1 ? 0 : 1;
+      }
+    }
+    const char* caution =
+        a_.options.margin == 0 && 2 * blind > levels ? "On too few samples to be sure, " : "";
     out_.push_back({"Accuracy",
-                    fmt::format("{} keeps accuracy up to the highest sparsity: {:.0f} % on average",
-                                method(all[0]->method), 100 * all[0]->mean),
+                    fmt::format("{}{} keeps accuracy up to the highest sparsity: {:.0f} % on average",
+                                caution, method(all[0]->method), 100 * all[0]->mean),
                     "Largest sparsity without a significant loss (" + describe_test(a_.options) +
                         "): " + join(parts, "; ") + "."});
   }

@@ -161,6 +161,11 @@ void generate(const GenerateOptions& options) {
   LayerCapture capture(options.picture_layer);
   if (!options.picture.empty()) {
     LACUNA_REQUIRE(session->size() == 1, "--picture needs all heads in one place: run without mpirun");
+    const ModelFacts& facts = engine->facts();
+    LACUNA_REQUIRE(options.picture_layer < facts.layers, "--picture-layer {}: the model has {} layers",
+                   options.picture_layer, facts.layers);
+    LACUNA_REQUIRE(options.picture_head < facts.q_heads, "--picture-head {}: the model has {} query heads",
+                   options.picture_head, facts.q_heads);
     request.on_layer = capture.hook();
   }
   JobResult job;
