@@ -52,11 +52,14 @@ std::vector<CalibrationPoint> calibrate_method(const MethodSpec& base, std::span
                                                double tolerance, int most_runs) {
   LACUNA_CHECK(needs_calibration(base), "{} needs no calibration", base.method);
   std::map<double, CalibrationPoint> points;  // by t
+  std::map<std::string, double> measured;  // by setting: counts are whole numbers, so neighbours may be equal
   const auto density_at = [&](double t) {
     const auto it = points.find(t);
     if (it != points.end()) return it->second.density;
     const MethodSpec spec = setting(base, t, length);
-    return points.emplace(t, CalibrationPoint{measure(spec), spec}).first->second.density;
+    const std::string key = spec.params.to_json().dump();
+    if (!measured.contains(key)) measured[key] = measure(spec);
+    return points.emplace(t, CalibrationPoint{measured[key], spec}).first->second.density;
   };
   const double least = density_at(0), most = density_at(1);
   for (const double target : densities) {
