@@ -37,6 +37,11 @@ if command -v gnuplot >/dev/null; then
   expect 0 "report.html" "$LACUNA_BIN" report "$work/sweep"
   [ -s "$work/sweep/report.html" ] || fail "no report.html"
 fi
+# The size of the published study (7065 configurations) and more: 7920 cells of 100 samples, in less than 30 s.
+"$make_results" "$work/paper" paper >/dev/null || fail "cannot make the large results"
+SECONDS=0
+expect 0 "7920 of 7920 cells" "$LACUNA_BIN" analyze "$work/paper"
+[ "$SECONDS" -lt 30 ] || fail "7920 cells took $SECONDS s"
 ls "$work"/sweep/*.tmp >/dev/null 2>&1 && fail "temporary files stay behind"
 [ "$failures" = 0 ] && echo "all commands behave"
 exit $((failures > 0))
