@@ -9,6 +9,9 @@
 #include <numeric>
 #include <optional>
 
+#if LACUNA_HAS_CUDA_ENGINE
+#include "core/cuda.h"
+#endif
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/json.h"
@@ -85,7 +88,7 @@ class EngineImpl final : public Engine {
  private:
   static std::unique_ptr<Ops> make_ops(Device device, ThreadPool& threads) {
     if (device == Device::kCpu) return make_cpu_ops(threads);
-#if LACUNA_HAS_CUDA && LACUNA_HAS_CUDA_ENGINE
+#if LACUNA_HAS_CUDA_ENGINE
     return make_cuda_ops(threads);
 #else
     throw_usage("this build has no CUDA engine; use device cpu");
@@ -105,6 +108,7 @@ class EngineImpl final : public Engine {
   void prefill(const JobRequest& request, std::vector<Eviction>& evictions, JobResult& job);
   void fill_caches(int layer, const PrefillInput& input, SequenceCache& shared,
                    std::vector<Eviction>& evictions);
+  void share_eviction_errors(std::vector<Eviction>& evictions) const;
   void store_layer(SequenceCache& cache, int layer, const PrefillInput& input,
                    std::span<const std::vector<std::int32_t>> kept);
   std::vector<Running> start_variants(const JobRequest& request, std::vector<Eviction>& evictions,
@@ -229,22 +233,35 @@ void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache
     }
     eviction.seconds += seconds_since(begin);
   }
+  share_eviction_errors(evictions);
+}
+
+/// An evictor that failed on one rank has failed on all: they must go on alike.
+void EngineImpl::share_eviction_errors(std::vector<Eviction>& evictions) const {
+  if (shard_.tp == 1 || evictions.empty()) return;
+  std::vector<std::uint8_t> mine, all(evictions.size() * static_cast<std::size_t>(shard_.tp));
+  for (const Eviction& e : evictions) mine.push_back(e.error.empty() ? 0 : 1);
+  ops_->all_gather_host(mine.data(), all.data(), mine.size(), communicator_);
+  if (std::find(all.begin(), all.end(), 1) == all.end()) return;
+  std::vector<std::string> errors;
+  for (const Eviction& e : evictions) errors.push_back(e.error);
+  share_errors(errors);
+  for (std::size_t i = 0; i < evictions.size(); ++i) evictions[i].error = errors[i];
 }
 
 void EngineImpl::prefill(const JobRequest& request, std::vector<Eviction>& evictions, JobResult& job) {
   const auto begin = Clock::now();
   const auto selector = ops_->prefill_selector(request.prefill);
   SequenceCache shared(pool_, config_.layers, shard_.kv_heads);
-  std::string error;
-  transformer_.prefill(
-      request.prompt, selector.get(), request.seed,
-      {.on_layer =
-           [&](int layer, const PrefillInput& input) {
-             fill_caches(layer, input, shared, evictions);
-             if (request.on_layer) request.on_layer(layer, input);
-           },
-       .between_layers = [&] { poll_cancelled(request); }},
-      job.prefill_sparse, job.prefill_all);
+  transformer_.prefill(request.prompt, selector.get(), request.seed,
+                       {.on_layer =
+                            [&](int layer, const PrefillInput& input) {
+                              fill_caches(layer, input, shared, evictions);
+                              if (request.on_layer) request.on_layer(layer, input);
+                            },
+                        .between_layers = [&] { poll_cancelled(request); },
+                        .agree = [&](const std::string& error) { agree(error); }},
+                       job.prefill_sparse, job.prefill_all);
   ops_->synchronize();
   const double evict_seconds = std::accumulate(evictions.begin(), evictions.end(), 0.0,
                                                [](double sum, const Eviction& e) { return sum + e.seconds; });
@@ -507,6 +524,14 @@ JobResult EngineImpl::run(const JobRequest& request) {
 }
 
 }  // namespace
+
+bool cuda_engine_usable() {
+#if LACUNA_HAS_CUDA_ENGINE
+  return cuda_device_count() > 0;
+#else
+  return false;
+#endif
+}
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options, Communicator& communicator,
                                      ThreadPool& threads) {

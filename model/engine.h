@@ -89,6 +89,9 @@ struct JobRequest {
   std::function<void(std::size_t, TokenId)> on_token;
   /// Polled between layers and steps; true makes run() throw kResource "cancelled".
   std::function<bool()> cancelled;
+  /// Called after each layer of the prefill with its Q, K and V, where the device has them: for captures and
+  /// pictures. May be empty.
+  std::function<void(int layer, const PrefillInput&)> on_layer = {};
 };
 
 /// Bytes this rank will need for a prompt of `tokens` with `new_tokens` more and `variants` decoded at once.
@@ -111,6 +114,9 @@ class Engine {
   virtual JobResult run(const JobRequest& request) = 0;
   virtual MemoryPlan plan_memory(std::int64_t tokens, std::int64_t new_tokens, int variants) const = 0;
 };
+
+/// True when this build has the CUDA engine and this process sees a GPU: what device "auto" asks.
+bool cuda_engine_usable();
 
 /// What plan, cost model and scheduler need, without loading weights: sizes from config.json; hashes of the
 /// files that are there (of large weights a sample, see Weights::fingerprint()).

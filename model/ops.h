@@ -192,7 +192,7 @@ class Ops {
 
 /// float32 on the threads of `pool`, which must outlive it.
 std::unique_ptr<Ops> make_cpu_ops(ThreadPool& pool);
-#if LACUNA_HAS_CUDA
+#if LACUNA_HAS_CUDA_ENGINE
 /// On the current device.
 std::unique_ptr<Ops> make_cuda_ops(ThreadPool& pool);
 #endif

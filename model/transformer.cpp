@@ -141,6 +141,25 @@ void Transformer::compute_logits(const TensorView& x) {
   ops_.linear_f32(normed, weights_.head, config_.logit_softcap, logits_view_);
 }
 
+void Transformer::run_attention(int layer, const PrefillInput& input, const PrefillSelector* selector,
+                                const TensorView& attention, const PrefillCalls& calls,
+                                AttentionCounts& counts_sparse, AttentionCounts& counts_all) {
+  std::string error;
+  try {
+    AttentionCounts counts;
+    ops_.attention_prefill(input, sliding(layer) ? nullptr : selector, heads_of(attention, 0, shard_.q_heads),
+                           counts);
+    counts_all += counts;
+    if (!sliding(layer)) counts_sparse += counts;
+    if (calls.on_layer) calls.on_layer(layer, input);
+  } catch (const Error& e) {
+    // The other ranks wait in the next sum over the team: they must hear of it.
+    if (shard_.tp == 1) throw;
+    error = e.what();
+  }
+  if (shard_.tp > 1 && calls.agree) calls.agree(error);
+}
+
 void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector* selector,
                           std::uint64_t seed, const PrefillCalls& calls, AttentionCounts& counts_sparse,
                           AttentionCounts& counts_all) {
@@ -173,12 +192,7 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
                              .communicator = &communicator_,
                              .seed = seed,
                              .threads = &threads_};
-    AttentionCounts counts;
-    ops_.attention_prefill(input, sliding(layer) ? nullptr : selector, heads_of(attention, 0, shard_.q_heads),
-                           counts);
-    counts_all += counts;
-    if (!sliding(layer)) counts_sparse += counts;
-    if (calls.on_layer) calls.on_layer(layer, input);
+    run_attention(layer, input, selector, attention, calls, counts_sparse, counts_all);
     const bool last = layer + 1 == config_.layers;
     if (last) {  // only the last token's logits are needed, so its rows of the last layer are all that count
       finish_attention(rows_of(attention, tokens - 1, 1), layer, rows_of(x, tokens - 1, 1));

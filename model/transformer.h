@@ -33,6 +33,9 @@ struct PrefillCalls {
   std::function<void(int layer, const PrefillInput& input)> on_layer;
   /// Called before every layer; may throw.
   std::function<void()> between_layers;
+  /// Called after every layer's attention with what failed on this rank ("" when nothing did). Collective:
+  /// throws on every rank of a team when it failed on any.
+  std::function<void(const std::string& error)> agree;
 };
 
 class Transformer {
@@ -74,6 +77,9 @@ class Transformer {
 
   void project_qkv(const TensorView& x, int layer, std::span<const std::int32_t> positions,
                    const TensorView& qkv);
+  void run_attention(int layer, const PrefillInput& input, const PrefillSelector* selector,
+                     const TensorView& attention, const PrefillCalls& calls, AttentionCounts& counts_sparse,
+                     AttentionCounts& counts_all);
   void finish_attention(const TensorView& attention, int layer, const TensorView& x);
   void run_mlp(int layer, const TensorView& x);
   void add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
