@@ -182,7 +182,7 @@ void add_doctor_command(CLI::App& app) {
   auto model = std::make_shared<std::string>();
   CLI::App* verb = app.add_subcommand("doctor", "Says what this machine has and what that allows");
   verb->add_option("--model", *model, "Also say what this model folder needs");
-  verb->footer("Example: lacuna doctor --model assets/mini/small");
+  verb->footer("Example: lacuna doctor --model assets/mini/micro");
   verb->callback([model] { doctor(*model); });
 }
 
