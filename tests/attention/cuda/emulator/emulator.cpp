@@ -1,0 +1,206 @@
+#include "tests/attention/cuda/emulator/emulator.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+
+#ifndef __x86_64__
+#error "The emulator switches fibers in x86-64 assembly"
+#endif
+
+// Saves the callee-saved registers and the stack of one fiber and takes up another: void (void** save, void*
+// load).
+extern "C" void lacuna_switch_fiber(void** save, void* load);
+asm(R"(
+.text
+.globl lacuna_switch_fiber
+lacuna_switch_fiber:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+
+namespace emulator {
+
+Place place;
+
+namespace {
+
+enum class State { kReady, kAtWarp, kAtBlock, kDone };
+struct Fiber {
+  void* stack = nullptr;
+  State state = State::kReady;
+  int parity = 0;
+};
+
+constexpr std::size_t kStackBytes = 1 << 16;
+constexpr int kMaxWarps = 32;
+std::vector<Fiber> fibers;
+std::vector<char> stacks;
+void* scheduler_stack;
+int running;
+const std::function<void()>* kernel_;
+alignas(64) unsigned char slots[kMaxWarps][2][32][64];
+std::vector<unsigned char> shared_memory;
+
+[[noreturn]] void fail(const char* why, int warp) {
+  std::fprintf(stderr, "emulator: block %u %u %u, warp %d: %s\n", place.block.x, place.block.y, place.block.z,
+               warp, why);
+  std::abort();
+}
+void wait(State state) {
+  Fiber& fiber = fibers[static_cast<std::size_t>(running)];
+  fiber.state = state;
+  lacuna_switch_fiber(&fiber.stack, scheduler_stack);
+}
+void enter() {
+  (*kernel_)();
+  fibers[static_cast<std::size_t>(running)].state = State::kDone;
+  void* unused;
+  lacuna_switch_fiber(&unused, scheduler_stack);
+  std::abort();
+}
+void prepare(int i) {
+  Fiber& fiber = fibers[static_cast<std::size_t>(i)];
+  fiber = Fiber{};
+  char* top = stacks.data() + static_cast<std::size_t>(i + 1) * kStackBytes;
+  top -= reinterpret_cast<std::uintptr_t>(top) % 16;
+  auto** at = reinterpret_cast<void**>(top);
+  *--at = nullptr;  // a function begins 8 bytes off a multiple of 16
+  *--at = reinterpret_cast<void*>(&enter);
+  for (int r = 0; r < 6; ++r) *--at = nullptr;
+  fiber.stack = at;
+}
+/// Runs a warp until every lane waits at the block's barrier or has returned.
+void run_warp(int warp, int threads) {
+  const int begin = warp * 32, end = std::min(threads, begin + 32);
+  while (true) {
+    bool ran = false;
+    for (int i = begin; i < end; ++i) {
+      Fiber& fiber = fibers[static_cast<std::size_t>(i)];
+      if (fiber.state != State::kReady) continue;
+      running = i;
+      place.thread = {static_cast<unsigned>(i), 0, 0};
+      lacuna_switch_fiber(&scheduler_stack, fiber.stack);
+      ran = true;
+    }
+    if (ran) continue;
+    int at_warp = 0, at_block = 0;
+    for (int i = begin; i < end; ++i) {
+      at_warp += fibers[static_cast<std::size_t>(i)].state == State::kAtWarp ? 1 : 0;
+      at_block += fibers[static_cast<std::size_t>(i)].state == State::kAtBlock ? 1 : 0;
+    }
+    if (at_warp == 0) return;
+    if (at_block > 0) fail("some lanes wait for their warp, others for the block", warp);
+    for (int i = begin; i < end; ++i)
+      if (fibers[static_cast<std::size_t>(i)].state == State::kAtWarp)
+        fibers[static_cast<std::size_t>(i)].state = State::kReady;
+  }
+}
+void run_block(int threads) {
+  static const bool reverse = std::getenv("LACUNA_EMULATOR_REVERSE") != nullptr;  // another order of warps
+  const int warps = (threads + 31) / 32;
+  for (int i = 0; i < threads; ++i) prepare(i);
+  while (true) {
+    for (int w = 0; w < warps; ++w) run_warp(reverse ? warps - 1 - w : w, threads);
+    bool waiting = false;
+    for (Fiber& fiber : fibers) {
+      if (fiber.state != State::kAtBlock) continue;
+      fiber.state = State::kReady;
+      waiting = true;
+    }
+    if (!waiting) return;
+  }
+}
+
+}  // namespace
+
+int lane() { return running & 31; }
+unsigned alive() {
+  unsigned mask = 0;
+  const auto begin = static_cast<std::size_t>(running / 32 * 32);
+  for (std::size_t i = 0; i < 32 && begin + i < fibers.size(); ++i)
+    if (fibers[begin + i].state != State::kDone) mask |= 1u << i;
+  return mask;
+}
+void* slot(int of_lane) {
+  return slots[running / 32][fibers[static_cast<std::size_t>(running)].parity][of_lane];
+}
+void next_collective() { fibers[static_cast<std::size_t>(running)].parity ^= 1; }
+void warp_barrier() { wait(State::kAtWarp); }
+void block_barrier() { wait(State::kAtBlock); }
+unsigned char* shared() {
+  const auto address = reinterpret_cast<std::uintptr_t>(shared_memory.data());
+  return shared_memory.data() + (1024 - address % 1024) % 1024;
+}
+
+void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
+  const auto count = static_cast<std::size_t>(threads.x);
+  if (threads.y != 1 || threads.z != 1 || count > kMaxWarps * 32)
+    fail("blocks of this shape are not emulated", 0);
+  fibers.assign(count, Fiber{});
+  if (stacks.size() < count * kStackBytes) stacks.resize(count * kStackBytes);
+  kernel_ = &kernel;
+  place.threads = threads;
+  place.blocks = blocks;
+  for (place.block.z = 0; place.block.z < blocks.z; ++place.block.z)
+    for (place.block.y = 0; place.block.y < blocks.y; ++place.block.y)
+      for (place.block.x = 0; place.block.x < blocks.x; ++place.block.x) {
+        shared_memory.assign(shared_bytes + 2048, 0xFF);
+        run_block(static_cast<int>(count));
+      }
+}
+
+}  // namespace emulator
+
+// The part of the CUDA runtime that the kernels' host code and the tests call. Device memory is host memory,
+// filled with 0xFF. The emulated device is an sm_80 with 132 multiprocessors.
+extern "C" {
+cudaError_t cudaMalloc(void** to, size_t bytes) {
+  *to = std::aligned_alloc(1024, (bytes + 1023) / 1024 * 1024);
+  std::memset(*to, 0xFF, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  return std::memcpy(to, from, bytes), cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  return std::memcpy(to, from, bytes), cudaSuccess;
+}
+cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  return std::memset(to, value, bytes), cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  return std::memset(to, value, bytes), cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 132
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+           : attribute == cudaDevAttrComputeCapabilityMinor ? 0
+                                                            : 166912;
+  return cudaSuccess;
+}
+}

@@ -1,0 +1,161 @@
+// Runs CUDA kernels on the CPU, one block at a time, every thread as a fiber: the logic of the kernels can
+// then be tested where there is no GPU. Blocks and warps run one after another, so races do not show;
+// arithmetic, indexing, barriers that not all threads reach and reads of unwritten shared memory (filled with
+// 0xFF) do. Included first in every translated .cu.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+#include <vector_functions.h>
+#include <vector_types.h>
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#undef __global__
+#undef __device__
+#undef __launch_bounds__
+#undef __grid_constant__
+#undef __forceinline__
+#undef __align__
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __forceinline__ inline
+#define __align__(n) alignas(n)
+
+namespace emulator {
+
+struct Place {
+  uint3 thread, block;
+  dim3 threads, blocks;
+};
+extern Place place;  ///< of the fiber that runs
+
+void warp_barrier();
+void block_barrier();
+int lane();
+unsigned alive();         ///< lanes of this warp that have not returned
+void* slot(int lane);     ///< where a lane of this warp leaves its operand of a collective, 64 bytes
+void next_collective();   ///< slots alternate, so one barrier per collective is enough
+unsigned char* shared();  ///< dynamic shared memory of the block
+void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, const std::function<void()>& kernel);
+
+/// Leaves `value` for the warp, waits for all lanes, and returns what `combine` makes of the slots.
+template <class T, class Combine>
+auto collective(T value, Combine combine) {
+  static_assert(sizeof(T) <= 64);
+  std::memcpy(slot(lane()), &value, sizeof(T));
+  warp_barrier();
+  auto result = combine();
+  next_collective();
+  return result;
+}
+template <class T>
+T value_of(int from) {
+  T value;
+  std::memcpy(&value, slot(from), sizeof(T));
+  return value;
+}
+template <class T>
+T exchange(T value, int from, bool inside) {
+  return collective(value, [&] { return inside ? value_of<T>(from) : value; });
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::place.thread)
+#define blockIdx (emulator::place.block)
+#define blockDim (emulator::place.threads)
+#define gridDim (emulator::place.blocks)
+
+inline void __syncthreads() { emulator::block_barrier(); }
+inline void __syncwarp() {
+  emulator::warp_barrier();
+  emulator::next_collective();
+}
+inline void __threadfence() {}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emulator::exchange(value, emulator::lane() ^ mask, true);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return emulator::exchange(value, from & 31, true);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, int by) {
+  return emulator::exchange(value, emulator::lane() - by, emulator::lane() >= by);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int by) {
+  return emulator::exchange(value, emulator::lane() + by, emulator::lane() + by < 32);
+}
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  return emulator::collective(static_cast<int>(vote), [] {
+    unsigned votes = 0;
+    for (int i = 0; i < 32; ++i)
+      if ((emulator::alive() >> i & 1u) != 0 && emulator::value_of<int>(i) != 0) votes |= 1u << i;
+    return votes;
+  });
+}
+inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return emulator::collective(value, [] {
+    unsigned least = ~0u;
+    for (int i = 0; i < 32; ++i) least = std::min(least, emulator::value_of<unsigned>(i));
+    return least;
+  });
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline float __fdividef(float a, float b) { return a / b; }
+template <class T>
+T atomicAdd(T* to, T value) {
+  const T old = *to;
+  *to += value;
+  return old;
+}
+
+using std::isfinite;
+using std::isnan;
+#define LACUNA_EMULATE_MINMAX(T)                   \
+  inline T min(T a, T b) { return a < b ? a : b; } \
+  inline T max(T a, T b) { return a > b ? a : b; }
+LACUNA_EMULATE_MINMAX(int)
+LACUNA_EMULATE_MINMAX(unsigned)
+LACUNA_EMULATE_MINMAX(long)
+LACUNA_EMULATE_MINMAX(long long)
+LACUNA_EMULATE_MINMAX(unsigned long)
+inline long min(int a, long b) { return min(static_cast<long>(a), b); }
+inline long max(int a, long b) { return max(static_cast<long>(a), b); }
+
+/// Two floats as bfloat16 in one word, the first one low.
+inline unsigned emulator_pack(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  unsigned word;
+  std::memcpy(&word, &pair, sizeof word);
+  return word;
+}
