@@ -308,7 +308,7 @@ refused() {
 scenario_refusals() {
   refused "wrong partition" "unknown partition 'debgu'; did you mean 'debug'" sweep.yaml --out r1 --partition debgu
   refused "impossible GPU count" "gpus-per-node 17.* has 16 GPUs; use --nodes 2 --gpus-per-node 16" sweep.yaml --out r1 --gpus-per-node 17
-  refused "too many nodes" "use --nodes 4" sweep.yaml --out r1 --nodes 5 --gpus-per-node 1
+  refused "too many nodes" "use --nodes 6" sweep.yaml --out r1 --nodes 7 --gpus-per-node 1
   refused "idle GPUs" "busy only .* use --nodes" sweep.yaml --out r1 --nodes 4 --gpus-per-node 16 samples=5
   refused "missing model" "model 'tiny': nowhere has no config.json" sweep.yaml --out r1 models.0.path=nowhere
   refused "tp too large" "needs tp 4, but .* use --nodes [0-9]+ --gpus-per-node 1" sweep.yaml --out r1 models.0.tp=4
