@@ -114,8 +114,12 @@ Json to_json(const StrategySpec& spec) {
 }
 
 void check_combination(const StrategySpec& spec, const std::string& where) {
-  (void)spec;
-  (void)where;
+  const std::array<const MethodSpec*, 3> parts = {&spec.prefill, &spec.evict, &spec.decode};
+  for (std::size_t i = 0; i < kSlots.size(); ++i) {
+    const std::string place = where + "." + kSlots[i].name;
+    const Method& method = registry().methods[index_of(kSlots[i].slot, parts[i]->method, place)];
+    if (method.check != nullptr) method.check(parts[i]->params, place + "." + parts[i]->method);
+  }
 }
 
 std::unique_ptr<PrefillSelector> make_prefill_selector(const MethodSpec& spec) {

@@ -106,7 +106,9 @@ const MethodInfo& find_method(Slot slot, const std::string& name, const std::str
 StrategySpec parse_strategy(const nlohmann::json& given, const std::string& where);
 /// The complete form with every parameter, in the same syntax; what is hashed and stored.
 nlohmann::json to_json(const StrategySpec& spec);
-/// Refuses combinations that cannot work, with the reason (kUsage).
+/// Every method works with every method of the other slots: a decode selector sees the cache as the evictor
+/// left it. Refuses a method in a slot it is not made for, and parameters that contradict each other, with
+/// the reason (kUsage).
 void check_combination(const StrategySpec& spec, const std::string& where);
 
 std::unique_ptr<PrefillSelector> make_prefill_selector(const MethodSpec& spec);

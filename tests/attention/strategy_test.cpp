@@ -52,6 +52,15 @@ TEST(Strategy, SaysWhatIsWrongAndWhere) {
   message(R"({"prefill": {"xattention": {"threshold": 1.1}}})", "from 0 to 1");
 }
 
+TEST(Strategy, RefusesAMethodInAnotherSlot) {
+  StrategySpec spec = parse("{}");
+  spec.evict = spec.prefill;
+  EXPECT_THAT([&] { check_combination(spec, "here"); },
+              ThrowsMessage<Error>(HasSubstr("here.evict: unknown evict method 'dense'")));
+  EXPECT_THAT([] { parse(R"({"evict": {"streaming": {"capacity": 4, "sinks": 8}}})"); },
+              ThrowsMessage<Error>(HasSubstr("newest token")));
+}
+
 /// Small settings that every method accepts on a prompt of 200 tokens.
 Json small(const MethodInfo& info) {
   Json params = Json::object();
