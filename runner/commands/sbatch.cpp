@@ -165,7 +165,7 @@ void run_cancel(const std::string& dir) {
   LACUNA_REQUIRE(std::filesystem::exists(dir), "--cancel {}: no such folder", dir);
   slurm::SystemCommands commands;
   slurm::Cluster cluster(commands);
-  LACUNA_REQUIRE(cluster.available(), "--cancel: Slurm's commands (sbatch, scancel) are not on this machine");
+  LACUNA_REQUIRE(cluster.available(), "--cancel: no Slurm answers on this machine (sbatch --version fails)");
   const auto ids = slurm::cancel(cluster, std::filesystem::canonical(dir).string());
   if (ids.empty()) log::info("{}: no job of this folder waits or runs", dir);
   for (const auto& id : ids) fmt::print("{}\n", id);
@@ -180,7 +180,7 @@ void run_sbatch(Options given) {
   slurm::Cluster cluster(commands);
   const bool here = cluster.available();
   LACUNA_REQUIRE(here || !given.submit,
-                 "--submit: Slurm's commands (sbatch) are not on this machine; run it on a login node");
+                 "--submit: no Slurm answers on this machine (sbatch --version fails); use a login node");
   if (here) slurm::check_cluster(options, cluster.nodes());
   const auto demand = study_demand(sweep, options, given.out);
   for (const auto& remark : slurm::check_study(options, demand, given.allow_idle)) log::warning("{}", remark);
@@ -199,7 +199,7 @@ void run_sbatch(Options given) {
   slurm::write_scripts(study, options);
   log::info("wrote {}", study.run_script());
   if (!here) {
-    log::warning("not checked against the cluster: Slurm's commands are not on this machine");
+    log::warning("not checked against a cluster: no Slurm answers on this machine (sbatch --version fails)");
     return;
   }
   log::info("{}", cluster.test(study.run_script()));
