@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "analysis/analysis.h"
+#include "analysis/score_overview.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "runner/commands/analysis_arguments.h"
@@ -32,6 +33,7 @@ void run(const Arguments& arguments) {
     log::info("wrote {} tables to {} and to /analysis of {}", analysis.tables.size(), folder, file);
   }
   std::fputs(summary_text(table, analysis).c_str(), stdout);
+  std::printf("\nMean score over tasks and lengths, by measured sparsity\n%s", score_overview(table).c_str());
 }
 
 }  // namespace

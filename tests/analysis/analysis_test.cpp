@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "analysis/score_overview.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/hdf5.h"
@@ -613,6 +614,37 @@ TEST(OutputTable, CsvIsQuoted) {
   t.add({std::string("a,\"b\"\nc"), 0.1});
   t.add({std::string("plain"), NAN});
   EXPECT_EQ(t.csv(), "name,value\n\"a,\"\"b\"\"\nc\",0.1\nplain,\n");
+}
+
+TEST(ScoreOverview, MeansOverTasksAndLengthsPerModelAndSparsity) {
+  ResultTable table;
+  table.models.resize(2);
+  table.models[0].name = "small";
+  table.models[1].name = "large";
+  table.tasks.resize(2);
+  table.strategies.resize(2);
+  table.strategies[0].name = "dense";
+  table.strategies[1].name = "quest";
+  const auto add = [&](int model, int task, int strategy, double nominal, double measured, double score) {
+    ResultCell cell;
+    cell.model = model;
+    cell.task = task;
+    cell.strategy = strategy;
+    cell.nominal = nominal;
+    cell.ok = 1;
+    cell.score_mean = score;
+    cell.sparsity = measured;
+    table.cells.push_back(cell);
+  };
+  add(0, 0, 0, 0, 0, 1);
+  add(0, 1, 0, 0, 0, 0.5);
+  add(0, 0, 1, 0.9, 0.85, 0.25);
+  add(1, 0, 1, 0.9, 0.87, 0.75);
+  table.cells.emplace_back().model = 1;  // nothing measured: no share in the mean
+  EXPECT_EQ(score_overview(table),
+            "strategy  sparsity     small     large\n"
+            "dense         0.00      0.75         -\n"
+            "quest         0.86      0.25      0.75\n");
 }
 
 }  // namespace
