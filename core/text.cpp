@@ -67,6 +67,30 @@ std::string_view trim(std::string_view text) {
   return text.substr(first, text.find_last_not_of(kBlank) - first + 1);
 }
 
+std::size_t find_invalid_utf8(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  for (std::size_t i = 0; i < text.size();) {
+    const unsigned lead = byte(i);
+    const std::size_t length = lead < 0x80   ? 1
+                               : lead < 0xc2 ? 0
+                               : lead < 0xe0 ? 2
+                               : lead < 0xf0 ? 3
+                               : lead < 0xf5 ? 4
+                                             : 0;
+    if (length == 0) return i;
+    for (std::size_t k = 1; k < length; ++k) {
+      if ((byte(i + k) & 0xc0u) != 0x80u) return i;
+    }
+    const unsigned second = byte(i + 1);
+    if ((lead == 0xe0 && second < 0xa0) || (lead == 0xed && second > 0x9f) ||
+        (lead == 0xf0 && second < 0x90) || (lead == 0xf4 && second > 0x8f)) {
+      return i;
+    }
+    i += length;
+  }
+  return std::string_view::npos;
+}
+
 std::string format_bytes(double bytes) {
   constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
   std::size_t unit = 0;
@@ -103,8 +127,9 @@ std::int64_t parse_count(std::string_view text, std::string_view what) {
   std::int64_t factor = 1;
   if (rest == "K" || rest == "k") factor = 1024;
   if (rest == "M") factor = 1024 * 1024;
-  LACUNA_REQUIRE(status == std::errc() && (rest.empty() || factor > 1) && value >= 0 && value <= INT64_MAX / factor,
-                 "{}: '{}' is not a count (write 4096 or 4K)", what, text);
+  LACUNA_REQUIRE(
+      status == std::errc() && (rest.empty() || factor > 1) && value >= 0 && value <= INT64_MAX / factor,
+      "{}: '{}' is not a count (write 4096 or 4K)", what, text);
   return value * factor;
 }
 

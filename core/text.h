@@ -21,6 +21,9 @@ std::string unknown_name_message(std::string_view kind, std::string_view name, s
 std::vector<std::string> split(std::string_view text, char separator);
 std::string_view trim(std::string_view text);
 
+/// Offset of the first byte that is not part of well-formed UTF-8 (no overlong forms, no surrogates), or npos.
+std::size_t find_invalid_utf8(std::string_view text);
+
 /// 1536 -> "1.5 KiB"
 std::string format_bytes(double bytes);
 /// 4000 s -> "1 h 6 min"; 12.34 s -> "12.3 s"

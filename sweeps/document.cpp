@@ -1,6 +1,7 @@
 #include "sweeps/document.h"
 
 #include <yaml-cpp/yaml.h>
+#include <algorithm>
 
 #include <charconv>
 #include <cmath>
@@ -133,6 +134,10 @@ std::string join_path(std::string_view path, std::string_view key) {
 
 Document Document::parse(std::string_view text, const std::string& file) {
   Document document;
+  if (const auto bad = find_invalid_utf8(text); bad != std::string_view::npos) {
+    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(bad), '\n');
+    throw_usage("{}:{}: byte {} is not valid UTF-8; save the file as UTF-8", file, line, bad);
+  }
   try {
     const YAML::Node node = YAML::Load(std::string(text));
     document.root_ = Converter(file, document.marks_).convert(node, "");

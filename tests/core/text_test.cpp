@@ -25,6 +25,19 @@ TEST(Text, Formats) {
   EXPECT_EQ(split("a,,b", ','), (std::vector<std::string>{"a", "", "b"}));
 }
 
+TEST(Text, InvalidUtf8) {
+  constexpr auto kNone = std::string_view::npos;
+  EXPECT_EQ(find_invalid_utf8("plain, \u00e9 \u4e2d \U0001f600"), kNone);
+  EXPECT_EQ(find_invalid_utf8(""), kNone);
+  EXPECT_EQ(find_invalid_utf8("ab\xb1"), 2u);            // a stray continuation
+  EXPECT_EQ(find_invalid_utf8("a\xc3"), 1u);             // cut short
+  EXPECT_EQ(find_invalid_utf8("\xc0\x80"), 0u);          // overlong
+  EXPECT_EQ(find_invalid_utf8("\xe0\x80\x80"), 0u);      // overlong
+  EXPECT_EQ(find_invalid_utf8("\xed\xa0\x80"), 0u);      // a surrogate
+  EXPECT_EQ(find_invalid_utf8("\xf4\x90\x80\x80"), 0u);  // past U+10FFFF
+  EXPECT_EQ(find_invalid_utf8("ok\xff"), 2u);
+}
+
 TEST(Text, Counts) {
   EXPECT_EQ(parse_count("4K", "length"), 4096);
   EXPECT_EQ(parse_count("128000", "length"), 128000);
