@@ -364,16 +364,16 @@ OutputTable costs(const Names& names) {
       groups[{c.model, c.length, c.strategy, std::isnan(c.nominal) ? -1 : c.nominal}].push_back(&c);
   }
   for (const auto& [key, cells] : groups) {
-    const auto average = [&](auto&& value) {
+    const auto average = [&, &group = cells](auto&& value) {
       std::vector<double> values;
-      for (const ResultCell* c : cells) values.push_back(value(*c));
+      for (const ResultCell* c : group) values.push_back(value(*c));
       std::erase_if(values, [](double v) { return std::isnan(v); });
       return stats::mean(values);
     };
     // Speed-ups are ratios of sums over the same tasks.
-    const auto speedup = [&](Phase phase) {
+    const auto speedup = [&, &group = cells](Phase phase) {
       double dense = 0, own = 0;
-      for (const ResultCell* c : cells) {
+      for (const ResultCell* c : group) {
         const ResultCell* d = table.dense(c->model, c->task, c->length);
         if (d == nullptr) continue;
         dense += cell_cost(table, *d, phase, CostAxis::kSeconds);

@@ -145,8 +145,8 @@ void make_panel(const ResultTable& table, const AnalysisOptions& options, std::i
   }
   int incomplete = 0, without_cost = 0;
   for (const auto& [key, cells] : configurations) {
-    const bool complete =
-        std::all_of(panel.tasks.begin(), panel.tasks.end(), [&](int task) { return cells.count(task) > 0; });
+    const bool complete = std::all_of(panel.tasks.begin(), panel.tasks.end(),
+                                      [&have = cells](int task) { return have.count(task) > 0; });
     if (!complete) {
       ++incomplete;
       continue;

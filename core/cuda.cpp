@@ -9,7 +9,7 @@
 
 namespace lacuna {
 
-void throw_cuda(int status, const char* expression, std::source_location where) {
+void throw_cuda(int status, const char* expression, SourceLocation where) {
   const auto error = static_cast<cudaError_t>(status);
   (void)cudaGetLastError();
   if (error == cudaErrorMemoryAllocation)

@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 #include <utility>
 
+#include "core/source_location.h"
 #include "core/tensor.h"
 
 struct CUstream_st;
@@ -19,7 +19,7 @@ namespace lacuna {
 /// Throws what LACUNA_CUDA of core/error.h throws. For .cu files, where that macro's format strings do not
 /// compile (nvcc 13.0 with fmt 9's consteval check).
 [[noreturn]] void throw_cuda(int status, const char* expression,
-                             std::source_location where = std::source_location::current());
+                             SourceLocation where = SourceLocation::current());
 
 /// Number of usable CUDA devices; 0 when there is no driver.
 int cuda_device_count();

@@ -15,8 +15,10 @@ namespace {
 std::string to_text(const ParamValue& value) {
   return std::visit(
       [](const auto& v) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, bool>) return std::string(v ? "true" : "false");
-        else return fmt::format("{}", v);
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, bool>)
+          return std::string(v ? "true" : "false");
+        else
+          return fmt::format("{}", v);
       },
       value);
 }
@@ -36,7 +38,8 @@ std::optional<ParamValue> convert(const ParamSpec& spec, const Json& value) {
   if (std::holds_alternative<bool>(spec.default_value)) {
     if (value.is_boolean()) return value.get<bool>();
   } else if (std::holds_alternative<std::int64_t>(spec.default_value)) {
-    if (value.is_number_unsigned() && value.get<std::uint64_t>() <= INT64_MAX) return value.get<std::int64_t>();
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() <= INT64_MAX)
+      return value.get<std::int64_t>();
     if (value.is_number_integer() && !value.is_number_unsigned()) return value.get<std::int64_t>();
     // 1e3 and 512.0 are whole numbers too
     if (value.is_number_float()) {
@@ -52,19 +55,23 @@ std::optional<ParamValue> convert(const ParamSpec& spec, const Json& value) {
 }
 
 bool in_range(const ParamSpec& spec, const ParamValue& value) {
-  if (!spec.choices.empty() && std::ranges::find(spec.choices, to_text(value)) == spec.choices.end()) return false;
+  if (!spec.choices.empty() && std::ranges::find(spec.choices, to_text(value)) == spec.choices.end())
+    return false;
   double number = 0;
-  if (const auto* i = std::get_if<std::int64_t>(&value)) number = static_cast<double>(*i);
-  else if (const auto* d = std::get_if<double>(&value)) number = *d;
-  else return true;
+  if (const auto* i = std::get_if<std::int64_t>(&value))
+    number = static_cast<double>(*i);
+  else if (const auto* d = std::get_if<double>(&value))
+    number = *d;
+  else
+    return true;
   return (!spec.min || number >= *spec.min) && (!spec.max || number <= *spec.max);
 }
 
 }  // namespace
 
 Params Params::parse(std::span<const ParamSpec> specs, const Json& given, const std::string& where) {
-  LACUNA_REQUIRE(given.is_object() || given.is_null(), "{}: expected parameters as name: value, found {}", where,
-                 given.type_name());
+  LACUNA_REQUIRE(given.is_object() || given.is_null(), "{}: expected parameters as name: value, found {}",
+                 where, given.type_name());
   std::vector<std::string> names;
   for (const auto& spec : specs) names.push_back(spec.name);
   if (given.is_object()) {
@@ -82,8 +89,8 @@ Params Params::parse(std::span<const ParamSpec> specs, const Json& given, const 
       continue;
     }
     const auto value = convert(spec, *it);
-    LACUNA_REQUIRE(value && in_range(spec, *value), "{}: {}: {} is not valid, expected {}", where, spec.name, it->dump(),
-                   expected(spec));
+    LACUNA_REQUIRE(value && in_range(spec, *value), "{}: {}: {} is not valid, expected {}", where, spec.name,
+                   it->dump(), expected(spec));
     params.values_[spec.name] = *value;
   }
   return params;
@@ -98,11 +105,14 @@ const ParamValue& Params::at(const std::string& name) const {
 bool Params::get_bool(const std::string& name) const { return std::get<bool>(at(name)); }
 std::int64_t Params::get_int(const std::string& name) const { return std::get<std::int64_t>(at(name)); }
 double Params::get_double(const std::string& name) const { return std::get<double>(at(name)); }
-const std::string& Params::get_string(const std::string& name) const { return std::get<std::string>(at(name)); }
+const std::string& Params::get_string(const std::string& name) const {
+  return std::get<std::string>(at(name));
+}
 
 Json Params::to_json() const {
   Json object = Json::object();
-  for (const auto& [name, value] : values_) std::visit([&](const auto& v) { object[name] = v; }, value);
+  for (const auto& [name, value] : values_)
+    std::visit([&, key = name](const auto& v) { object[key] = v; }, value);
   return object;
 }
 

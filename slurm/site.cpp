@@ -27,11 +27,11 @@ void apply_site_file(SlurmOptions& options, const std::string& path) {
   for (const auto& setting : settings) names.push_back(setting.name);
   for (const auto& [name, value] : document.root().items()) {
     const std::string where = document.where(name);
-    const auto setting =
-        std::find_if(settings.begin(), settings.end(), [&](const auto& s) { return s.name == name; });
+    const auto setting = std::find_if(settings.begin(), settings.end(),
+                                      [&wanted = name](const auto& s) { return s.name == wanted; });
     LACUNA_REQUIRE(setting != settings.end(), "{}: {}", where, unknown_name_message("setting", name, names));
-    const auto apply = [&](const nlohmann::json& item, const std::string& at) {
-      setting->apply(options, scalar_text(item, at), fmt::format("{}: {}", at, name));
+    const auto apply = [&, &key = name](const nlohmann::json& item, const std::string& at) {
+      setting->apply(options, scalar_text(item, at), fmt::format("{}: {}", at, key));
     };
     if (setting->list && value.is_array()) {
       for (std::size_t i = 0; i < value.size(); ++i)

@@ -138,15 +138,16 @@ Json calibrate(const Options& options, const Sweep& sweep, const SweepModel& mod
     for (const auto& [name, target] : methods) {
       const std::vector<double> densities(target.second.begin(), target.second.end());
       int runs = 0;
-      const auto points = calibrate_method(target.first, densities, length, [&](const MethodSpec& spec) {
-        const double density = measure(*engine, team, prompts, spec, sweep.seed);
-        if (session.rank() == 0) {
-          log::info("{} at {} tokens: {} computes {:.4f}", name, length, spec.params.to_json().dump(),
-                    density);
-        }
-        ++runs;
-        return density;
-      });
+      const auto points =
+          calibrate_method(target.first, densities, length, [&, &method = name](const MethodSpec& spec) {
+            const double density = measure(*engine, team, prompts, spec, sweep.seed);
+            if (session.rank() == 0) {
+              log::info("{} at {} tokens: {} computes {:.4f}", method, length, spec.params.to_json().dump(),
+                        density);
+            }
+            ++runs;
+            return density;
+          });
       file["prefill"][name].push_back(calibration_entry(points, length));
       if (session.rank() == 0)
         log::info("{} at {} tokens: {} runs over {} prompts", name, length, runs, prompts.size());
