@@ -51,6 +51,7 @@ struct Eviction {
   std::unique_ptr<Evictor> evictor;
   SequenceCache cache;
   double seconds = 0;
+  AttentionCounts counts;  ///< What choosing cost; nothing else.
   std::string error;
 };
 
@@ -217,8 +218,7 @@ void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache
     const auto begin = Clock::now();
     std::vector<std::vector<std::int32_t>> kept;
     try {
-      AttentionCounts ignored;
-      kept = eviction.evictor->keep(input, ignored);
+      kept = eviction.evictor->keep(input, eviction.counts);
     } catch (const Error& e) {
       eviction.error = e.what();
       continue;
@@ -377,6 +377,8 @@ std::vector<Running> EngineImpl::start_variants(const JobRequest& request, std::
     Eviction& eviction = *std::find_if(evictions.begin(), evictions.end(),
                                        [&](const Eviction& e) { return e.spec == variant.evict; });
     running.result->evict_seconds = eviction.seconds;
+    for (AttentionCounts* counts : {&running.result->decode_sparse, &running.result->decode_all})
+      *counts += eviction.counts;
     running.result->error = eviction.error;
     if (!eviction.error.empty()) {
       running.done = true;

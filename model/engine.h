@@ -60,7 +60,8 @@ struct Variant {
 struct VariantResult {
   std::vector<TokenId> ids;                  ///< Generated, without the stop token.
   bool stopped = false;                      ///< By a stop token rather than by length.
-  AttentionCounts decode_sparse;             ///< Over the layers a strategy applies to (global attention).
+  /// Over the layers a strategy applies to (global attention). Index costs include the evictor's.
+  AttentionCounts decode_sparse;
   AttentionCounts decode_all;                ///< Over all layers.
   std::int64_t kv_bytes_resident = 0;        ///< After eviction, this variant alone.
   std::int64_t kv_bytes_resident_dense = 0;  ///< What the full prompt would hold.

@@ -139,6 +139,10 @@ TEST_F(EngineTest, EvictionFreesMemoryAndReportsIt) {
   // 3 steps over 160 kept + own tokens instead of 512 + own
   const double kept = 161 + 162 + 163, dense = 513 + 514 + 515;
   EXPECT_NEAR(job.variants[1].decode_sparse.sparsity(), 1 - kept / dense, 1e-12);
+  // Choosing what stays is charged to the variant that evicts.
+  EXPECT_EQ(job.variants[0].decode_all.index_flops, 0);
+  EXPECT_GT(job.variants[1].decode_all.index_flops, 0);
+  EXPECT_GT(job.variants[1].decode_all.index_seconds, 0);
   const JobResult only = run(prompt, std::span(&variants[1], 1), false);
   EXPECT_LT(only.peak_bytes, job.peak_bytes) << "with no dense variant the full cache is never kept";
 }
