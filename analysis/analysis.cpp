@@ -187,7 +187,7 @@ void write_csv_files(const ResultTable& table, const Analysis& a, const std::str
 
 void write_analysis_hdf5(const Analysis& analysis, const std::string& results_path) {
   const FileState before = state_of(results_path);
-  const std::string temporary = fmt::format("{}.analysis.{}.tmp", results_path, ::getpid());
+  const std::string temporary = temporary_name(results_path + ".analysis");
   const auto cleanup = [&] {
     std::error_code ignored;
     fs::remove(temporary, ignored);

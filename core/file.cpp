@@ -80,8 +80,14 @@ std::string read_file(const std::string& path) {
   }
 }
 
+std::string temporary_name(const std::string& path) {
+  char host[256] = "unknown";
+  (void)::gethostname(host, sizeof(host) - 1);
+  return fmt::format("{}.tmp.{}.{}", path, host, ::getpid());
+}
+
 void write_file_atomically(const std::string& path, std::string_view content) {
-  const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
+  const std::string temporary = temporary_name(path);
   const auto fail = [&](const char* what) {
     const std::string why = reason();
     ::unlink(temporary.c_str());

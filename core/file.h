@@ -32,6 +32,9 @@ class MappedFile {
 /// The whole file as a string. Throws kUsage naming the path and the reason.
 std::string read_file(const std::string& path);
 
+/// A name beside `path` that no other process uses, on this host or another that shares the folder.
+std::string temporary_name(const std::string& path);
+
 /// Writes to a temporary file beside `path`, fsyncs, renames, fsyncs the folder: after a crash the path holds either
 /// the old or the new content. Throws kLibrary (disk full, no permission) and removes the temporary file.
 void write_file_atomically(const std::string& path, std::string_view content);

@@ -426,7 +426,7 @@ Json read_launches(const FileSystem& files, const std::vector<std::string>& fold
 }
 
 void write_results(const StoreContext& context, const std::string& path) {
-  const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
+  const std::string temporary = temporary_name(path);
   try {
     hdf5::File file = hdf5::File::create(temporary);
     write_root(context, file);

@@ -42,6 +42,6 @@ fi
 SECONDS=0
 expect 0 "7920 of 7920 cells" "$LACUNA_BIN" analyze "$work/paper"
 [ "$SECONDS" -lt 30 ] || fail "7920 cells took $SECONDS s"
-ls "$work"/sweep/*.tmp >/dev/null 2>&1 && fail "temporary files stay behind"
+ls "$work"/sweep/*.tmp* >/dev/null 2>&1 && fail "temporary files stay behind"
 [ "$failures" = 0 ] && echo "all commands behave"
 exit $((failures > 0))
