@@ -479,6 +479,7 @@ JobResult EngineImpl::run(const JobRequest& request) {
                            .evictor = ops_->evictor(v.evict),
                            .cache = SequenceCache(pool_, config_.layers, shard_.kv_heads),
                            .seconds = 0,
+                           .counts = {},
                            .error = {}});
   }
   prefill(request, evictions, job);
