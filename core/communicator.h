@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 namespace lacuna {
 
@@ -24,6 +25,8 @@ class Communicator {
   /// Copies `bytes` from rank `root` to all.
   virtual void broadcast(void* data, std::size_t bytes, int root) = 0;
   virtual void barrier() = 0;
+  /// How the ranks reach each other, for provenance: "none" (a rank alone), "mpi", "nccl 2.28.9".
+  virtual std::string kind() const { return "none"; }
 };
 
 /// A team of one: every call is a copy or nothing.

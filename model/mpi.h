@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "core/communicator.h"
@@ -52,6 +53,7 @@ class MpiCommunicator final : public Communicator {
   void all_gather(const void* send, void* receive, std::size_t bytes) override;
   void broadcast(void* data, std::size_t bytes, int root) override;
   void barrier() override;
+  std::string kind() const override { return "mpi"; }
 
  private:
   void reduce_piece(float* data, std::size_t count);
