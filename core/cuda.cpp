@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <array>
 #include <mutex>
 
@@ -80,6 +81,37 @@ void* DeviceArena::take(std::size_t bytes) {
   used_ += rounded;
   if (used_ > peak_) peak_ = used_;
   return piece;
+}
+
+void* DeviceScratch::take(std::size_t bytes) {
+  constexpr std::size_t kAlign = 256;
+  const std::size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
+  if (blocks_.empty() || blocks_.back().bytes() - used_ < rounded) {
+    blocks_.emplace_back(rounded, Buffer::Kind::kDevice);
+    capacity_ += rounded;
+    used_ = 0;
+  }
+  void* piece = static_cast<std::byte*>(blocks_.back().data()) + used_;
+  used_ += rounded;
+  taken_ += rounded;
+  peak_ = std::max(peak_, taken_);
+  return piece;
+}
+
+void DeviceScratch::clear() {
+  used_ = taken_ = 0;
+  if (blocks_.size() > 1) reserve(capacity_);
+}
+
+void DeviceScratch::reserve(std::size_t bytes) {
+  used_ = taken_ = 0;
+  if (blocks_.size() <= 1 && capacity_ >= bytes) return;
+  const std::size_t wanted = std::max(bytes, capacity_);
+  LACUNA_CUDA(cudaStreamSynchronize(stream_));
+  blocks_.clear();
+  capacity_ = 0;
+  blocks_.emplace_back(wanted, Buffer::Kind::kDevice);
+  capacity_ = wanted;
 }
 
 }  // namespace lacuna

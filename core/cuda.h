@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "core/source_location.h"
 #include "core/tensor.h"
@@ -94,6 +95,36 @@ class DeviceArena {
   Buffer buffer_;
   std::size_t used_ = 0;
   std::size_t peak_ = 0;
+};
+
+/// Device memory for the pieces of one operation: take() what is needed, clear() when the next operation
+/// starts. Grows by itself; once it has seen the largest operation it never calls cudaMalloc again. Pieces
+/// are aligned to 256 bytes and used on one stream, so that memory may be handed out again while earlier
+/// kernels still run.
+class DeviceScratch {
+ public:
+  explicit DeviceScratch(cudaStream_t stream) : stream_(stream) {}
+  /// Throws kResource when the device has no memory left.
+  void* take(std::size_t bytes);
+  template <class T>
+  T* take_array(std::size_t count) {
+    return static_cast<T*>(take(count * sizeof(T)));
+  }
+  /// All pieces are given back. When more than one block was needed since the last time, waits for the stream
+  /// and makes one block of them.
+  void clear();
+  /// Grows ahead of use; like clear() otherwise.
+  void reserve(std::size_t bytes);
+  std::size_t capacity() const { return capacity_; }
+  /// Most bytes in use between two clear().
+  std::size_t peak() const { return peak_; }
+
+ private:
+  cudaStream_t stream_;
+  std::vector<Buffer> blocks_;  // the last one is in use
+  std::size_t used_ = 0;        // of the last block
+  std::size_t taken_ = 0;       // since clear(), all blocks
+  std::size_t capacity_ = 0, peak_ = 0;
 };
 
 }  // namespace lacuna

@@ -108,7 +108,7 @@ template <class... Args>
   do {                                                                                        \
     const cublasStatus_t lacuna_status = (expr);                                              \
     if (lacuna_status != CUBLAS_STATUS_SUCCESS)                                               \
-      ::lacuna::throw_library("cuBLAS: {}: {}", #expr, cublasGetStatusString(lacuna_status)); \
+      ::lacuna::throw_library("cuBLAS: {}: {}", #expr, cublasLtGetStatusString(lacuna_status)); \
   } while (false)
 
 #define LACUNA_NCCL(expr)                                                                \

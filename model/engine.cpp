@@ -30,7 +30,7 @@ double seconds_since(Clock::time_point begin) {
 }
 
 /// KV memory that stays with the process between jobs; more goes back to the system.
-constexpr std::size_t kKeepKvBytes = std::size_t{256} << 20;
+constexpr std::size_t kKeepKvBytes = std::size_t{1} << 30;
 /// Longest error text that travels between ranks.
 constexpr std::size_t kErrorBytes = 512;
 
@@ -39,8 +39,7 @@ struct Running {
   const Variant* variant = nullptr;
   VariantResult* result = nullptr;
   std::unique_ptr<SequenceCache> cache;
-  std::unique_ptr<DecodeSelector> selector;
-  std::vector<std::unique_ptr<DecodeState>> states;
+  std::unique_ptr<DecodeSequence> sequence;
   int fed = 0;  ///< Generated tokens that went through the model.
   bool done = false;
 };
@@ -95,12 +94,9 @@ class EngineImpl final : public Engine {
     throw_usage("this build has no CUDA engine; use device cpu");
 #endif
   }
-  /// Address space on the CPU, where memory is taken when touched; on CUDA what the weights left, less a
-  /// reserve.
+  /// Address space: memory is taken as pages are written.
   std::size_t kv_budget() const {
-    if (options_.kv_bytes > 0) return static_cast<std::size_t>(options_.kv_bytes);
-    const auto free = static_cast<double>(ops_->free_bytes());
-    return static_cast<std::size_t>(options_.device == Device::kCpu ? free : free * 0.7);
+    return static_cast<std::size_t>(options_.kv_bytes > 0 ? options_.kv_bytes : ops_->free_bytes());
   }
 
   void check_request(const JobRequest& request) const;
@@ -368,12 +364,13 @@ void EngineImpl::take_tokens(const JobRequest& request, std::span<Running*> batc
 
 std::vector<Running> EngineImpl::start_variants(const JobRequest& request, std::vector<Eviction>& evictions,
                                                 JobResult& job) {
+  std::vector<LayerInfo> layer_infos;
+  for (int layer = 0; layer < config_.layers; ++layer) layer_infos.push_back(transformer_.layer_info(layer));
   std::vector<Running> all;
   all.reserve(request.variants.size());
   for (std::size_t i = 0; i < request.variants.size(); ++i) {
     const Variant& variant = request.variants[i];
-    Running running{
-        .variant = &variant, .result = &job.variants[i], .cache = nullptr, .selector = nullptr, .states = {}};
+    Running running{.variant = &variant, .result = &job.variants[i], .cache = nullptr, .sequence = nullptr};
     Eviction& eviction = *std::find_if(evictions.begin(), evictions.end(),
                                        [&](const Eviction& e) { return e.spec == variant.evict; });
     running.result->evict_seconds = eviction.seconds;
@@ -385,15 +382,9 @@ std::vector<Running> EngineImpl::start_variants(const JobRequest& request, std::
     } else {
       running.cache = std::make_unique<SequenceCache>(eviction.cache.fork());
       running.result->kv_bytes_resident = running.cache->bytes();
-      auto selector = ops_->decode_selector(variant.decode);
-      if (!selector->reads_everything()) {
-        running.selector = std::move(selector);
-        for (int layer = 0; layer < config_.layers; ++layer) {
-          running.states.push_back(transformer_.sliding(layer)
-                                       ? nullptr
-                                       : running.selector->make_state(transformer_.layer_info(layer)));
-        }
-      }
+      running.sequence = ops_->make_sequence(
+          variant.decode, layer_infos,
+          static_cast<std::int64_t>(request.prompt.size()) + variant.sampling.max_new_tokens);
     }
     all.push_back(std::move(running));
   }
@@ -408,11 +399,8 @@ void EngineImpl::decode_step(const JobRequest& request, std::vector<Running*>& b
     steps[i] = {.token = running.result->ids[static_cast<std::size_t>(running.fed)],
                 .position = static_cast<std::int64_t>(request.prompt.size()) + running.fed,
                 .cache = running.cache.get(),
-                .selector = running.selector.get(),
-                .states = &running.states,
+                .sequence = running.sequence.get(),
                 .seed = request.seed,
-                .counts_sparse = &running.result->decode_sparse,
-                .counts_all = &running.result->decode_all,
                 .error = &errors[i]};
     ++running.fed;
   }
@@ -470,6 +458,7 @@ JobResult EngineImpl::run(const JobRequest& request) {
                  config_.max_positions);
   }
 
+  transformer_.reserve(tokens, tokens + most_new, std::ssize(request.variants));
   std::vector<Eviction> evictions;
   for (const Variant& v : request.variants) {
     const bool known =
@@ -508,10 +497,10 @@ JobResult EngineImpl::run(const JobRequest& request) {
   while (true) {
     std::erase_if(batch, [&](Running* r) {
       if (feeds(*r)) return false;
-      for (const auto& state : r->states)
-        r->result->kv_bytes_resident += state ? static_cast<std::int64_t>(state->bytes()) : 0;
+      r->result->kv_bytes_resident += static_cast<std::int64_t>(r->sequence->state_bytes());
+      r->sequence->take_counts(r->result->decode_sparse, r->result->decode_all);
+      r->sequence.reset();
       r->cache.reset();
-      r->states.clear();
       return true;
     });
     if (batch.empty()) break;

@@ -58,13 +58,13 @@ struct Variant {
 };
 
 struct VariantResult {
-  std::vector<TokenId> ids;                  ///< Generated, without the stop token.
-  bool stopped = false;                      ///< By a stop token rather than by length.
+  std::vector<TokenId> ids;  ///< Generated, without the stop token.
+  bool stopped = false;      ///< By a stop token rather than by length.
   /// Over the layers a strategy applies to (global attention). Index costs include the evictor's.
   AttentionCounts decode_sparse;
-  AttentionCounts decode_all;                ///< Over all layers.
-  std::int64_t kv_bytes_resident = 0;        ///< After eviction, this variant alone.
-  std::int64_t kv_bytes_resident_dense = 0;  ///< What the full prompt would hold.
+  AttentionCounts decode_all;                    ///< Over all layers.
+  std::int64_t kv_bytes_resident = 0;            ///< After eviction, this variant alone.
+  std::int64_t kv_bytes_resident_dense = 0;      ///< What the full prompt would hold.
   double evict_seconds = 0, decode_seconds = 0;  ///< Of the batch it decoded in.
   /// When asked for: [vocab] per token of ids, what the model says after reading that token.
   std::vector<std::vector<float>> logits;

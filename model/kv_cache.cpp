@@ -30,6 +30,11 @@ std::int32_t PagePool::allocate() {
           "the KV cache is full: {} in {} pages; use shorter prompts, fewer variants at once, or more ranks",
           format_bytes(static_cast<double>(capacity_ * page_bytes_)), capacity_);
     }
+    const std::size_t end = static_cast<std::size_t>((used + 1) * page_bytes_);
+    if (end > committed_) {
+      memory_->commit(end);
+      committed_ = end;
+    }
     page = static_cast<std::int32_t>(used);
     references_.push_back(1);
   }
@@ -46,7 +51,10 @@ void PagePool::release(std::int32_t page) {
 void PagePool::trim(std::size_t keep_bytes) {
   LACUNA_CHECK(in_use_ == 0, "{} pages are in use", in_use_);
   const std::size_t used = references_.size() * static_cast<std::size_t>(page_bytes_);
-  if (used > keep_bytes) memory_->discard(keep_bytes, used - keep_bytes);
+  if (used > keep_bytes) {
+    memory_->discard(keep_bytes, used - keep_bytes);
+    committed_ = keep_bytes;
+  }
   references_.clear();
   free_.clear();
 }

@@ -39,6 +39,7 @@ class PagePool {
   std::unique_ptr<KvMemory> memory_;
   PoolView view_;
   std::int64_t page_bytes_ = 0, capacity_ = 0, in_use_ = 0, peak_ = 0;
+  std::size_t committed_ = 0;             // bytes of memory_ that are usable
   std::vector<std::int32_t> references_;  // [pages ever used]
   std::vector<std::int32_t> free_;
 };

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -81,17 +82,29 @@ struct PoolView {
   std::int64_t page_elements = 0;  ///< 2 * kPageTokens * head_dim
 };
 
-/// One sequence in one layer of a batched decode step.
-struct DecodeSequence {
-  std::span<const PagedHead> heads;          ///< [kv_heads], the newest token included
-  const DecodeSelector* selector = nullptr;  ///< Null: read every page (also for sliding-window layers).
-  DecodeState* state = nullptr;
-  std::int64_t context_tokens = 0;    ///< What an uncut cache would hold: for accounting.
-  std::uint64_t seed = 0;             ///< For methods that draw random numbers.
-  AttentionCounts* counts = nullptr;  ///< Never null; gets what was executed.
+/// A sequence while it decodes: its decode method with what that remembers (page bounds, ...), and what the
+/// device keeps of it (page tables, counters). Made once per variant, used for all of its steps.
+class DecodeSequence {
+ public:
+  virtual ~DecodeSequence() = default;
+  /// Bytes that the method's state adds to the resident cache.
+  virtual std::size_t state_bytes() const = 0;
+  /// Adds what was executed since the last call: `sparse` for the layers without a sliding window, `all` for
+  /// all. Waits for the device.
+  virtual void take_counts(AttentionCounts& sparse, AttentionCounts& all) = 0;
+};
 
-  std::string* error =
-      nullptr;  ///< Filled when the selector threw; the sequence then reads every page of this layer.
+/// One sequence's part of one decode step.
+struct DecodeRow {
+  DecodeSequence* sequence = nullptr;
+  /// [layers * kv_heads]; the slot of the step's token is included, its rows are not written yet. Must stay
+  /// valid until the step's last layer.
+  std::span<const PagedHead> heads;
+  std::int64_t context_tokens = 0;  ///< What an uncut cache would hold: for accounting.
+  std::uint64_t seed = 0;           ///< For methods that draw random numbers.
+  /// Filled when the method threw; the sequence then reads every page. Rows with an error are computed, but
+  /// mean nothing.
+  std::string* error = nullptr;
 };
 
 /// Memory that pages live in.
@@ -100,7 +113,11 @@ class KvMemory {
   virtual ~KvMemory() = default;
   virtual void* base() const = 0;
   virtual std::size_t bytes() const = 0;
-  /// The range holds nothing any more: gives it back to the system where the device can (CPU).
+  /// Makes bytes [0, end) usable. Throws kResource when the device has no memory left for them; what was
+  /// usable stays so. Nothing to do where memory is taken when touched (CPU).
+  virtual void commit(std::size_t end) = 0;
+  /// The range holds nothing any more: gives it back to the system, or as much of it as the device's
+  /// granularity allows; commit() again before it is used.
   virtual void discard(std::size_t begin, std::size_t bytes) = 0;
 };
 
@@ -134,7 +151,8 @@ class Ops {
   // --- Layers
   // -----------------------------------------------------------------------------------------------------
   /// out [n, hidden] = scale * row of the table; zeros for ids outside this rank's rows.
-  virtual void embed(const EmbeddingWeight& table, std::span<const std::int32_t> ids, float scale,
+  /// ids int32 [n] on the device.
+  virtual void embed(const EmbeddingWeight& table, const TensorView& ids, float scale,
                      const TensorView& out) = 0;
   /// out = x / sqrt(mean(x^2) + eps) * weight, per row. x, out [n, d], may be the same memory. weight float32
   /// [d].
@@ -150,10 +168,10 @@ class Ops {
   virtual void gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) = 0;
   /// y += x, any shape.
   virtual void add(const TensorView& x, const TensorView& y) = 0;
-  /// Norms and rotates q and k in place. Row t of both has position positions[t]. Rotation pairs channel c
-  /// with c + head_dim / 2 (the Hugging Face layout).
+  /// Norms and rotates q and k in place. Row t of both has position positions[t], int32 [n] on the device.
+  /// Rotation pairs channel c with c + head_dim / 2 (the Hugging Face layout).
   virtual void norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms,
-                               const RopeTable& rope, std::span<const std::int32_t> positions) = 0;
+                               const RopeTable& rope, const TensorView& positions) = 0;
   /// Sums x (activation type) over the ranks, in rank order. Does nothing for a team of one.
   virtual void all_reduce(const TensorView& x, Communicator& communicator) = 0;
 
@@ -164,20 +182,34 @@ class Ops {
     return make_prefill_selector(spec);
   }
   virtual std::unique_ptr<Evictor> evictor(const MethodSpec& spec) { return make_evictor(spec); }
-  virtual std::unique_ptr<DecodeSelector> decode_selector(const MethodSpec& spec) {
-    return make_decode_selector(spec);
-  }
   /// Chooses with `selector` (null: dense, within the layer's window) and computes out [q_heads, tokens,
   /// head_dim].
   virtual void attention_prefill(const PrefillInput& input, const PrefillSelector* selector,
                                  const HeadsView& out, AttentionCounts& counts) = 0;
-  /// One step for a batch: row i of q and out ([n, q_heads * head_dim]) belongs to batch[i].
-  virtual void attention_decode(const HeadsView& q, std::span<const DecodeSequence> batch,
-                                const PoolView& pool, const LayerInfo& info, Communicator& communicator,
-                                const HeadsView& out) = 0;
   virtual void store_kv(const HeadsView& k, const HeadsView& v, std::span<const KvWrite> writes,
                         const PoolView& pool) = 0;
   virtual void copy_pages(std::span<const PageCopy> copies, const PoolView& pool) = 0;
+
+  // --- Decoding: make_sequence once per variant, then per step begin_step and, inside run_step, decode_layer
+  // for every layer in order
+  /// `layers`: one LayerInfo per layer; the method serves the layers without a window. The caches will hold
+  /// at most `most_tokens` tokens per head.
+  virtual std::unique_ptr<DecodeSequence> make_sequence(const MethodSpec& method,
+                                                        std::span<const LayerInfo> layers,
+                                                        std::int64_t most_tokens) = 0;
+  /// The rows of the step; `rows` is copied, what it points to is not.
+  virtual void begin_step(std::span<const DecodeRow> rows, const PoolView& pool) = 0;
+  /// Runs `body`, which calls the functions of this class with the same tensors in every step of a job with
+  /// the same number of rows; on CUDA it is captured once and replayed as a graph. Nothing in `body` may
+  /// depend on host values that change from step to step.
+  virtual void run_step(Communicator& communicator, const std::function<void()>& body) {
+    (void)communicator;
+    body();
+  }
+  /// Writes row i of k and v ([n, kv_heads * head_dim]) into the newest slot of row i's heads, chooses, and
+  /// computes out row i ([n, q_heads * head_dim]).
+  virtual void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
+                            Communicator& communicator, const HeadsView& out) = 0;
 
   // --- Results
   // ----------------------------------------------------------------------------------------------------
@@ -185,7 +217,8 @@ class Ops {
   /// the row gives index -1. Returns to the host.
   virtual void argmax(const TensorView& logits, std::span<float> values, std::span<std::int32_t> indices) = 0;
   /// Communicator::all_gather for host memory, whatever memory the communicator works on.
-  virtual void all_gather_host(const void* send, void* receive, std::size_t bytes, Communicator& communicator) {
+  virtual void all_gather_host(const void* send, void* receive, std::size_t bytes,
+                               Communicator& communicator) {
     communicator.all_gather(send, receive, bytes);
   }
 };

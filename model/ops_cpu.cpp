@@ -52,6 +52,7 @@ class MappedMemory final : public KvMemory {
   MappedMemory& operator=(const MappedMemory&) = delete;
   void* base() const override { return base_; }
   std::size_t bytes() const override { return bytes_; }
+  void commit(std::size_t) override {}
   void discard(std::size_t begin, std::size_t bytes) override {
     const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
     const std::size_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
@@ -61,6 +62,33 @@ class MappedMemory final : public KvMemory {
  private:
   void* base_ = nullptr;
   std::size_t bytes_ = 0;
+};
+
+/// A sequence with the selector and states of attention/methods.
+class CpuSequence final : public DecodeSequence {
+ public:
+  CpuSequence(const MethodSpec& method, std::span<const LayerInfo> layers) : states(layers.size()) {
+    auto made = make_decode_selector(method);
+    if (made->reads_everything()) return;
+    selector = std::move(made);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      if (layers[l].window == 0) states[l] = selector->make_state(layers[l]);
+    }
+  }
+  std::size_t state_bytes() const override {
+    std::size_t bytes = 0;
+    for (const auto& state : states) bytes += state ? state->bytes() : 0;
+    return bytes;
+  }
+  void take_counts(AttentionCounts& sparse, AttentionCounts& all) override {
+    sparse += sparse_counts;
+    all += all_counts;
+    sparse_counts = all_counts = {};
+  }
+
+  std::unique_ptr<DecodeSelector> selector;          // null: reads everything
+  std::vector<std::unique_ptr<DecodeState>> states;  // [layers]
+  AttentionCounts sparse_counts, all_counts;
 };
 
 class CpuOps final : public Ops {
@@ -88,7 +116,7 @@ class CpuOps final : public Ops {
   EmbeddingWeight make_embedding(const MatrixSlice& rows, std::int64_t first_row) override;
   Tensor make_vector(const MatrixSlice& vector, float offset) override;
 
-  void embed(const EmbeddingWeight& table, std::span<const std::int32_t> ids, float scale,
+  void embed(const EmbeddingWeight& table, const TensorView& ids, float scale,
              const TensorView& out) override;
   void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override;
   void linear(const TensorView& x, const LinearWeight& w, bool accumulate, const TensorView& y) override;
@@ -96,18 +124,26 @@ class CpuOps final : public Ops {
   void gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) override;
   void add(const TensorView& x, const TensorView& y) override;
   void norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms, const RopeTable& rope,
-                       std::span<const std::int32_t> positions) override;
+                       const TensorView& positions) override;
   void all_reduce(const TensorView& x, Communicator& communicator) override {
     communicator.all_reduce_sum(x.as<float>(), static_cast<std::size_t>(x.shape.elements()));
   }
 
   void attention_prefill(const PrefillInput& input, const PrefillSelector* selector, const HeadsView& out,
                          AttentionCounts& counts) override;
-  void attention_decode(const HeadsView& q, std::span<const DecodeSequence> batch, const PoolView& pool,
-                        const LayerInfo& info, Communicator& communicator, const HeadsView& out) override;
   void store_kv(const HeadsView& k, const HeadsView& v, std::span<const KvWrite> writes,
                 const PoolView& pool) override;
   void copy_pages(std::span<const PageCopy> copies, const PoolView& pool) override;
+  std::unique_ptr<DecodeSequence> make_sequence(const MethodSpec& method, std::span<const LayerInfo> layers,
+                                                std::int64_t) override {
+    return std::make_unique<CpuSequence>(method, layers);
+  }
+  void begin_step(std::span<const DecodeRow> rows, const PoolView& pool) override {
+    rows_.assign(rows.begin(), rows.end());
+    step_pool_ = pool;
+  }
+  void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
+                    Communicator& communicator, const HeadsView& out) override;
   void argmax(const TensorView& logits, std::span<float> values, std::span<std::int32_t> indices) override;
 
  private:
@@ -120,14 +156,23 @@ class CpuOps final : public Ops {
     pool_.parallel_for(ceil_div(rows, block), std::cref(run));
   }
   void multiply(const TensorView& x, const LinearWeight& w, bool accumulate, float* y);
-  void select_pages(const HeadsView& q, const DecodeSequence& sequence, std::size_t row, const PoolView& pool,
-                    const LayerInfo& info, Communicator& communicator, bool alone);
+  void select_pages(const HeadsView& q, std::size_t row, const LayerInfo& info, Communicator& communicator,
+                    bool alone);
+  void append_rows(const HeadsView& k, const HeadsView& v, const LayerInfo& info);
+  static CpuSequence& sequence_of(const DecodeRow& row) { return static_cast<CpuSequence&>(*row.sequence); }
+  static std::span<const PagedHead> heads_of(const DecodeRow& row, const LayerInfo& info) {
+    const auto n = static_cast<std::size_t>(info.kv_heads);
+    return row.heads.subspan(static_cast<std::size_t>(info.layer) * n, n);
+  }
 
   ThreadPool& pool_;
   const cpu::Kernels& kernels_;
-  Buffer packed_;                 // packed rows of x
-  TileLists lists_;               // of the layer at hand
-  std::vector<DecodeWork> work_;  // per sequence of a decode step
+  Buffer packed_;                // packed rows of x
+  TileLists lists_;              // of the layer at hand
+  std::vector<DecodeRow> rows_;  // of the decode step at hand
+  PoolView step_pool_;
+  std::vector<KvWrite> writes_;
+  std::vector<DecodeWork> work_;  // per row
   std::vector<AttentionCounts> step_counts_;
   std::vector<std::vector<PageList>> page_lists_;
 };
@@ -236,17 +281,16 @@ Tensor CpuOps::make_vector(const MatrixSlice& vector, float offset) {
 // --- Layers
 // ------------------------------------------------------------------------------------------------------
 
-void CpuOps::embed(const EmbeddingWeight& table, std::span<const std::int32_t> ids, float scale,
-                   const TensorView& out) {
+void CpuOps::embed(const EmbeddingWeight& table, const TensorView& ids, float scale, const TensorView& out) {
   const MatrixSlice slice{.data = table.table.data,
                           .dtype = table.table.dtype,
                           .rows = table.rows,
                           .cols = table.hidden,
                           .row_stride = table.hidden};
-  for_rows(static_cast<std::int64_t>(ids.size()), table.hidden, [&](std::int64_t begin, std::int64_t end) {
+  for_rows(ids.shape.elements(), table.hidden, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       float* row = out.as<float>() + t * table.hidden;
-      const std::int64_t local = ids[static_cast<std::size_t>(t)] - table.first_row;
+      const std::int64_t local = ids.as<std::int32_t>()[t] - table.first_row;
       if (local < 0 || local >= table.rows) {
         std::fill_n(row, table.hidden, 0.0f);
         continue;
@@ -343,10 +387,10 @@ void CpuOps::add(const TensorView& x, const TensorView& y) {
 }
 
 void CpuOps::norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms,
-                             const RopeTable& rope, std::span<const std::int32_t> positions) {
+                             const RopeTable& rope, const TensorView& positions) {
   const std::int64_t half = q.head_dim / 2;
   const auto one = [&](const HeadsView& heads, const TensorView* norm, std::int64_t t) {
-    const std::int64_t at = positions[static_cast<std::size_t>(t)] * half;
+    const std::int64_t at = positions.as<std::int32_t>()[t] * half;
     for (int h = 0; h < heads.heads; ++h) {
       float* row = heads.row(h, t);
       if (norm != nullptr) kernels_.rms_norm(row, norm->as<float>(), norms.eps, heads.head_dim, row);
@@ -377,56 +421,85 @@ void CpuOps::attention_prefill(const PrefillInput& input, const PrefillSelector*
   lacuna::attention_prefill(input, lists_, out, pool_, counts);
 }
 
-void CpuOps::select_pages(const HeadsView& q, const DecodeSequence& sequence, std::size_t row,
-                          const PoolView& pool, const LayerInfo& info, Communicator& communicator,
-                          bool alone) {
-  std::vector<PageList>& lists = page_lists_[row];
+void CpuOps::append_rows(const HeadsView& k, const HeadsView& v, const LayerInfo& info) {
+  writes_.clear();
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    if (!rows_[i].error->empty()) continue;
+    const auto heads = heads_of(rows_[i], info);
+    for (int h = 0; h < info.kv_heads; ++h) {
+      const PagedHead& head = heads[static_cast<std::size_t>(h)];
+      writes_.push_back({.page_ids = head.page_ids,
+                         .first_slot = head.tokens - 1,
+                         .count = 1,
+                         .head = h,
+                         .row_begin = static_cast<std::int64_t>(i),
+                         .positions = {}});
+    }
+  }
+  store_kv(k, v, writes_, step_pool_);
+}
+
+void CpuOps::select_pages(const HeadsView& q, std::size_t i, const LayerInfo& info,
+                          Communicator& communicator, bool alone) {
+  const DecodeRow& row = rows_[i];
+  CpuSequence& sequence = sequence_of(row);
+  std::vector<PageList>& lists = page_lists_[i];
   try {
-    sequence.selector->select({.q = q.row(0, static_cast<std::int64_t>(row)),
-                               .heads = sequence.heads,
-                               .pool = static_cast<const float*>(pool.base),
-                               .page_elements = pool.page_elements,
+    sequence.selector->select({.q = q.row(0, static_cast<std::int64_t>(i)),
+                               .heads = heads_of(row, info),
+                               .pool = static_cast<const float*>(step_pool_.base),
+                               .page_elements = step_pool_.page_elements,
                                .info = info,
                                .communicator = &communicator,
-                               .seed = sequence.seed,
+                               .seed = row.seed,
                                .threads = alone ? &pool_ : nullptr},
-                              sequence.state, lists, *sequence.counts);
-    work_[row].lists = lists;
+                              sequence.states[static_cast<std::size_t>(info.layer)].get(), lists,
+                              step_counts_[i]);
+    work_[i].lists = lists;
   } catch (const Error& e) {
-    *sequence.error = e.what();
+    *row.error = e.what();
   }
 }
 
-void CpuOps::attention_decode(const HeadsView& q, std::span<const DecodeSequence> batch, const PoolView& pool,
-                              const LayerInfo& info, Communicator& communicator, const HeadsView& out) {
-  work_.resize(batch.size());
-  if (page_lists_.size() < batch.size()) page_lists_.resize(batch.size());
-  step_counts_.assign(batch.size(), {});
+void CpuOps::decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
+                          Communicator& communicator, const HeadsView& out) {
+  append_rows(k, v, info);
+  work_.resize(rows_.size());
+  if (page_lists_.size() < rows_.size()) page_lists_.resize(rows_.size());
+  step_counts_.assign(rows_.size(), {});
+  const auto selects = [&](const DecodeRow& row) {
+    return info.window == 0 && row.error->empty() && sequence_of(row).selector != nullptr;
+  };
   std::size_t selecting = 0;
-  for (std::size_t i = 0; i < batch.size(); ++i) {
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
     const auto row = static_cast<std::int64_t>(i);
     work_[i] = {.q = q.row(0, row),
                 .out = out.row(0, row),
-                .heads = batch[i].heads,
+                .heads = heads_of(rows_[i], info),
                 .lists = {},
-                .context_tokens = batch[i].context_tokens};
-    selecting += batch[i].selector != nullptr ? 1 : 0;
+                .context_tokens = rows_[i].context_tokens};
+    selecting += selects(rows_[i]) ? 1 : 0;
   }
   const auto select = [&](std::int64_t i) {
     const auto row = static_cast<std::size_t>(i);
-    if (batch[row].selector != nullptr)
-      select_pages(q, batch[row], row, pool, info, communicator, selecting == 1);
+    if (selects(rows_[row])) select_pages(q, row, info, communicator, selecting == 1);
   };
   // A selector may call collectives, which every rank must make in the same order: sequences one after the
   // other.
   if (selecting > 1 && communicator.size() == 1) {
-    pool_.parallel_for(static_cast<std::int64_t>(batch.size()), std::cref(select));
+    pool_.parallel_for(static_cast<std::int64_t>(rows_.size()), std::cref(select));
   } else if (selecting > 0) {
-    for (std::size_t i = 0; i < batch.size(); ++i) select(static_cast<std::int64_t>(i));
+    for (std::size_t i = 0; i < rows_.size(); ++i) select(static_cast<std::int64_t>(i));
   }
-  lacuna::attention_decode(work_, static_cast<const float*>(pool.base), pool.page_elements, info, pool_,
-                           step_counts_);
-  for (std::size_t i = 0; i < batch.size(); ++i) *batch[i].counts += step_counts_[i];
+  std::vector<AttentionCounts> executed(rows_.size());
+  lacuna::attention_decode(work_, static_cast<const float*>(step_pool_.base), step_pool_.page_elements, info,
+                           pool_, executed);
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    step_counts_[i] += executed[i];
+    CpuSequence& sequence = sequence_of(rows_[i]);
+    sequence.all_counts += step_counts_[i];
+    if (info.window == 0) sequence.sparse_counts += step_counts_[i];
+  }
 }
 
 void CpuOps::store_kv(const HeadsView& k, const HeadsView& v, std::span<const KvWrite> writes,

@@ -8,6 +8,17 @@
 
 namespace lacuna {
 
+namespace {
+
+TensorView indices_of(const TensorView& indices, std::int64_t begin, std::int64_t count) {
+  TensorView view = indices;
+  view.data = indices.as<std::int32_t>() + begin;
+  view.shape = {count};
+  return view;
+}
+
+}  // namespace
+
 Transformer::Transformer(const ModelConfig& config, const Weights& files, const Shard& shard, Ops& ops,
                          Communicator& communicator, ThreadPool& threads)
     : config_(config),
@@ -89,7 +100,32 @@ void Transformer::ensure_rope(std::int64_t positions) {
   rope_positions_ = count;
 }
 
-void Transformer::project_qkv(const TensorView& x, int layer, std::span<const std::int32_t> positions,
+TensorView Transformer::upload_indices(Scratch& scratch, std::span<const std::int32_t> values) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  const TensorView view = take(scratch, 1, count, DType::kI32);
+  ops_.upload(values.data(), view.data, values.size_bytes());
+  return {.data = view.data, .dtype = DType::kI32, .device = view.device, .shape = {count}};
+}
+
+void Transformer::reserve(std::int64_t tokens, std::int64_t positions, std::int64_t rows) {
+  ensure_rope(positions);
+  const std::int64_t chunk = std::min(tokens, kTokenChunk), most = std::max(tokens, rows),
+                     busy = std::max(chunk, rows), d = config_.head_dim;
+  take(x_, most, config_.hidden);
+  take(qkv_, most, (shard_.q_heads + 2 * shard_.kv_heads) * d);
+  take(attention_, most, shard_.q_heads * d);
+  take(normed_, busy, config_.hidden);
+  take(gate_up_, busy, 2 * shard_.mlp);
+  take(activated_, busy, shard_.mlp);
+  if (shard_.tp > 1 || weights_.layers.front().post_mlp_norm.data() != nullptr ||
+      weights_.layers.front().post_attention_norm.data() != nullptr)
+    take(partial_, busy, config_.hidden);
+  take(logits_, std::max<std::int64_t>(rows, 1), shard_.vocab, DType::kF32);
+  take(id_buffer_, 1, most, DType::kI32);
+  take(position_buffer_, 1, most, DType::kI32);
+}
+
+void Transformer::project_qkv(const TensorView& x, int layer, const TensorView& positions,
                               const TensorView& qkv) {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   const TensorView normed = take(normed_, x.shape[0], config_.hidden);
@@ -168,10 +204,12 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
   ensure_rope(tokens);
   positions_.resize(prompt.size());
   std::iota(positions_.begin(), positions_.end(), 0);
+  const TensorView ids = upload_indices(id_buffer_, prompt);
+  const TensorView positions = upload_indices(position_buffer_, positions_);
   const TensorView x = take(x_, tokens, config_.hidden);
   const TensorView qkv = take(qkv_, tokens, (shard_.q_heads + 2 * shard_.kv_heads) * d);
   const TensorView attention = take(attention_, tokens, shard_.q_heads * d);
-  ops_.embed(weights_.embedding, prompt, config_.embedding_scale, x);
+  ops_.embed(weights_.embedding, ids, config_.embedding_scale, x);
   if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
 
   const auto for_chunks = [&](const auto& body) {
@@ -180,10 +218,7 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
   for (int layer = 0; layer < config_.layers; ++layer) {
     if (calls.between_layers) calls.between_layers();
     for_chunks([&](std::int64_t at, std::int64_t count) {
-      project_qkv(
-          rows_of(x, at, count), layer,
-          std::span(positions_).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
-          rows_of(qkv, at, count));
+      project_qkv(rows_of(x, at, count), layer, indices_of(positions, at, count), rows_of(qkv, at, count));
     });
     const PrefillInput input{.q = heads_of(qkv, 0, shard_.q_heads),
                              .k = heads_of(qkv, shard_.q_heads, shard_.kv_heads),
@@ -207,66 +242,64 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
   compute_logits(rows_of(x, tokens - 1, 1));
 }
 
-void Transformer::append_kv(std::span<StepSequence> batch, int layer, const TensorView& qkv, PagePool& pool) {
-  writes_.clear();
+/// A slot for the step's token in every layer and head of every sequence, and the rows that describe them.
+void Transformer::extend_caches(std::span<StepSequence> batch, PagePool& pool) {
+  const auto kv_heads = static_cast<std::size_t>(shard_.kv_heads);
+  const std::size_t heads = static_cast<std::size_t>(config_.layers) * kv_heads;
   copies_.clear();
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    SequenceCache& cache = *batch[i].cache;
-    const std::size_t writes = writes_.size(), copies = copies_.size();
-    if (!batch[i].error->empty()) continue;
+  for (StepSequence& step : batch) {
+    if (!step.error->empty()) continue;
+    const std::size_t copies = copies_.size();
     try {
-      for (int h = 0; h < shard_.kv_heads; ++h) {
-        cache.extend(layer, h, 1, copies_);
-        if (sliding(layer)) cache.drop_before_window(layer, h, config_.window);
-        const HeadCache& head = cache.head(layer, h);
-        writes_.push_back({.page_ids = head.pages,
-                           .first_slot = head.tokens - 1,
-                           .count = 1,
-                           .head = h,
-                           .row_begin = static_cast<std::int64_t>(i),
-                           .positions = {}});
+      for (int layer = 0; layer < config_.layers; ++layer) {
+        for (int h = 0; h < shard_.kv_heads; ++h) {
+          step.cache->extend(layer, h, 1, copies_);
+          if (sliding(layer)) step.cache->drop_before_window(layer, h, config_.window);
+        }
       }
     } catch (const Error& e) {
       // No page is left: this sequence ends here and gives its pages to the others.
-      *batch[i].error = e.what();
-      writes_.resize(writes);
+      *step.error = e.what();
       copies_.resize(copies);
-      cache.clear();
+      step.cache->clear();
     }
   }
   if (!copies_.empty()) ops_.copy_pages(copies_, pool.view());
-  ops_.store_kv(heads_of(qkv, shard_.q_heads, shard_.kv_heads),
-                heads_of(qkv, shard_.q_heads + shard_.kv_heads, shard_.kv_heads), writes_, pool.view());
+
+  paged_.resize(batch.size() * heads);
+  rows_.resize(batch.size());
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    for (std::size_t j = 0; j < heads; ++j)
+      paged_[i * heads + j] =
+          batch[i].cache->head(static_cast<int>(j / kv_heads), static_cast<int>(j % kv_heads)).view();
+    rows_[i] = {.sequence = batch[i].sequence,
+                .heads = std::span(paged_).subspan(i * heads, heads),
+                .context_tokens = batch[i].position + 1,
+                .seed = batch[i].seed,
+                .error = batch[i].error};
+  }
+  ops_.begin_step(rows_, pool.view());
 }
 
-void Transformer::decode_attention(std::span<StepSequence> batch, int layer, const TensorView& qkv,
-                                   PagePool& pool, const TensorView& out) {
-  const auto kv_heads = static_cast<std::size_t>(shard_.kv_heads);
-  paged_.resize(batch.size() * kv_heads);
-  sequences_.resize(batch.size());
-  layer_counts_.assign(batch.size(), {});
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    for (std::size_t h = 0; h < kv_heads; ++h)
-      paged_[i * kv_heads + h] = batch[i].cache->head(layer, static_cast<int>(h)).view();
-    const bool selects = batch[i].selector != nullptr && !sliding(layer) && batch[i].error->empty();
-    sequences_[i] = {.heads = std::span(paged_).subspan(i * kv_heads, kv_heads),
-                     .selector = selects ? batch[i].selector : nullptr,
-                     .state = selects ? (*batch[i].states)[static_cast<std::size_t>(layer)].get() : nullptr,
-                     .context_tokens = batch[i].position + 1,
-                     .seed = batch[i].seed,
-                     .counts = &layer_counts_[i],
-                     .error = batch[i].error};
+void Transformer::decode_layers(const TensorView& ids, const TensorView& positions) {
+  const std::int64_t rows = ids.shape[0], d = config_.head_dim;
+  const TensorView x = take(x_, rows, config_.hidden);
+  const TensorView qkv = take(qkv_, rows, (shard_.q_heads + 2 * shard_.kv_heads) * d);
+  const TensorView attention = take(attention_, rows, shard_.q_heads * d);
+  ops_.embed(weights_.embedding, ids, config_.embedding_scale, x);
+  if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    project_qkv(x, layer, positions, qkv);
+    ops_.decode_layer(heads_of(qkv, 0, shard_.q_heads), heads_of(qkv, shard_.q_heads, shard_.kv_heads),
+                      heads_of(qkv, shard_.q_heads + shard_.kv_heads, shard_.kv_heads), layer_info(layer),
+                      communicator_, heads_of(attention, 0, shard_.q_heads));
+    finish_attention(attention, layer, x);
+    run_mlp(layer, x);
   }
-  ops_.attention_decode(heads_of(qkv, 0, shard_.q_heads), sequences_, pool.view(), layer_info(layer),
-                        communicator_, heads_of(out, 0, shard_.q_heads));
-  for (std::size_t i = 0; i < batch.size(); ++i) {
-    *batch[i].counts_all += layer_counts_[i];
-    if (!sliding(layer)) *batch[i].counts_sparse += layer_counts_[i];
-  }
+  compute_logits(x);
 }
 
 void Transformer::decode(std::span<StepSequence> batch, PagePool& pool) {
-  const auto rows = static_cast<std::int64_t>(batch.size());
   ids_.resize(batch.size());
   positions_.resize(batch.size());
   std::int64_t furthest = 0;
@@ -276,25 +309,17 @@ void Transformer::decode(std::span<StepSequence> batch, PagePool& pool) {
     furthest = std::max(furthest, batch[i].position);
   }
   ensure_rope(furthest + 1);
-  const std::int64_t d = config_.head_dim;
-  const TensorView x = take(x_, rows, config_.hidden);
-  const TensorView qkv = take(qkv_, rows, (shard_.q_heads + 2 * shard_.kv_heads) * d);
-  const TensorView attention = take(attention_, rows, shard_.q_heads * d);
-  ops_.embed(weights_.embedding, ids_, config_.embedding_scale, x);
-  if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
-  for (int layer = 0; layer < config_.layers; ++layer) {
-    project_qkv(x, layer, positions_, qkv);
-    append_kv(batch, layer, qkv, pool);
-    decode_attention(batch, layer, qkv, pool, attention);
-    finish_attention(attention, layer, x);
-    run_mlp(layer, x);
-  }
-  compute_logits(x);
+  extend_caches(batch, pool);
+  const TensorView ids = upload_indices(id_buffer_, ids_),
+                   positions = upload_indices(position_buffer_, positions_);
+  ops_.run_step(communicator_, [&] { decode_layers(ids, positions); });
+  logits_view_ = take(logits_, ids.shape[0], shard_.vocab, DType::kF32);
 }
 
 std::int64_t Transformer::workspace_bytes() const {
   std::size_t bytes = 0;
-  for (const Scratch* s : {&x_, &normed_, &qkv_, &attention_, &gate_up_, &activated_, &partial_, &logits_})
+  for (const Scratch* s : {&x_, &normed_, &qkv_, &attention_, &gate_up_, &activated_, &partial_, &logits_,
+                           &id_buffer_, &position_buffer_})
     bytes += s->buffer.bytes();
   for (const RopeTable* table : {&rope_, &local_rope_}) {
     if (table->cos.data() != nullptr) bytes += table->cos.view().bytes() + table->sin.view().bytes();

@@ -19,13 +19,10 @@ struct StepSequence {
   TokenId token = 0;
   std::int64_t position = 0;
   SequenceCache* cache = nullptr;
-  const DecodeSelector* selector = nullptr;                     ///< Null: reads everything.
-  std::vector<std::unique_ptr<DecodeState>>* states = nullptr;  ///< [layers]
+  DecodeSequence* sequence = nullptr;
   std::uint64_t seed = 0;
-  AttentionCounts* counts_sparse = nullptr;  ///< Layers with full attention.
-  AttentionCounts* counts_all = nullptr;
-  std::string* error =
-      nullptr;  ///< Filled when this sequence failed; the step goes on without a guarantee for it.
+  /// Filled when this sequence failed; the step goes on without a guarantee for it.
+  std::string* error = nullptr;
 };
 
 struct PrefillCalls {
@@ -44,11 +41,15 @@ class Transformer {
   Transformer(const ModelConfig& config, const Weights& files, const Shard& shard, Ops& ops,
               Communicator& communicator, ThreadPool& threads);
 
+  /// Before a job: makes room for a prompt of `tokens`, `positions` in all and a decode batch of up to
+  /// `rows`, so that nothing moves in memory while it decodes.
+  void reserve(std::int64_t tokens, std::int64_t positions, std::int64_t rows);
   /// Runs the whole prompt, layer by layer. Adds to counts. Logits of the last token are then in logits(),
   /// one row.
   void prefill(std::span<const TokenId> prompt, const PrefillSelector* selector, std::uint64_t seed,
                const PrefillCalls& calls, AttentionCounts& counts_sparse, AttentionCounts& counts_all);
-  /// One token for each sequence; appends to their caches. logits() then has a row per sequence.
+  /// One token for each sequence; appends to their caches. logits() then has a row per sequence. What was
+  /// executed is counted in each DecodeSequence.
   void decode(std::span<StepSequence> batch, PagePool& pool);
 
   /// float32 [rows, vocab share] on the device, of the last prefill or decode.
@@ -75,8 +76,8 @@ class Transformer {
     return sliding(layer) && separate_local_rope_ ? local_rope_ : rope_;
   }
 
-  void project_qkv(const TensorView& x, int layer, std::span<const std::int32_t> positions,
-                   const TensorView& qkv);
+  void project_qkv(const TensorView& x, int layer, const TensorView& positions, const TensorView& qkv);
+  TensorView upload_indices(Scratch& scratch, std::span<const std::int32_t> values);
   void run_attention(int layer, const PrefillInput& input, const PrefillSelector* selector,
                      const TensorView& attention, const PrefillCalls& calls, AttentionCounts& counts_sparse,
                      AttentionCounts& counts_all);
@@ -85,9 +86,8 @@ class Transformer {
   void add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
                        const TensorView& x);
   void compute_logits(const TensorView& x);
-  void append_kv(std::span<StepSequence> batch, int layer, const TensorView& qkv, PagePool& pool);
-  void decode_attention(std::span<StepSequence> batch, int layer, const TensorView& qkv, PagePool& pool,
-                        const TensorView& out);
+  void extend_caches(std::span<StepSequence> batch, PagePool& pool);
+  void decode_layers(const TensorView& ids, const TensorView& positions);
 
   const ModelConfig& config_;
   const Shard shard_;
@@ -99,14 +99,13 @@ class Transformer {
   bool separate_local_rope_ = false;
   std::int64_t rope_positions_ = 0;
 
-  Scratch x_, normed_, qkv_, attention_, gate_up_, activated_, partial_, logits_;
+  Scratch x_, normed_, qkv_, attention_, gate_up_, activated_, partial_, logits_, id_buffer_,
+      position_buffer_;
   TensorView logits_view_;
   std::vector<std::int32_t> ids_, positions_;
   // Per decode step, kept to avoid allocations.
-  std::vector<PagedHead> paged_;
-  std::vector<DecodeSequence> sequences_;
-  std::vector<AttentionCounts> layer_counts_;
-  std::vector<KvWrite> writes_;
+  std::vector<PagedHead> paged_;  // [batch, layers, kv_heads]
+  std::vector<DecodeRow> rows_;
   std::vector<PageCopy> copies_;
 };
 

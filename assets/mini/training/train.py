@@ -25,7 +25,7 @@ from data import Loader, held_out
 from model import HEAD_DIM, SIZES, Mini, export_hugging_face
 from optimizer import AdamW, Muon
 
-MATRIX_LR = {"nano": 0.02, "micro": 0.02, "tiny": 0.012}
+MATRIX_LR = {"nano": 0.02, "micro": 0.012, "tiny": 0.012}
 OTHER_LR = 3e-3
 WEIGHT_DECAY = 0.1
 WARMUP_STEPS = 60
