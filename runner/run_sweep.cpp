@@ -130,6 +130,12 @@ bool in_shard(const Grid& grid, const JobGroup& group, std::int32_t sample, cons
   return static_cast<int>(hash64(name) % static_cast<std::uint64_t>(options.shards)) == options.shard;
 }
 
+/// "-s2of8": a shard's launches, and so its journals, can be told from the others' by their names. The batch
+/// script measures the progress of one shard by that.
+std::string shard_suffix(const RunOptions& options) {
+  return options.shards > 1 ? fmt::format("-s{}of{}", options.shard, options.shards) : "";
+}
+
 /// The jobs that are left, in the scheduler's terms. Samples that miss the same cells stay in one group.
 PlannedJobs plan_jobs(const Sweep& sweep, const Grid& grid, const Preflight& preflight, const RunState& state,
                       const Hardware& hardware, const RunOptions& options) {
@@ -191,7 +197,7 @@ class Head {
         services_(services),
         transport_(transport),
         paths_(options.out),
-        launch_(new_launch_name()) {}
+        launch_(new_launch_name() + shard_suffix(options)) {}
 
   /// Reads the sweep, claims the folder. Throws kUsage.
   void open() {

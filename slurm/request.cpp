@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/text.h"
+#include "runner/simulate.h"
 
 namespace lacuna::slurm {
 namespace {
@@ -29,7 +30,7 @@ int fillable_gpus(const StudyDemand& demand, int gpus_per_node) {
   for (int gpus = 1; gpus <= gpus_per_node; ++gpus) {
     for (const auto& model : demand.models) {
       const int part = model.tp <= gpus_per_node ? model.tp : gpus_per_node;
-      if (model.jobs > 0 && gpus >= part && reachable[static_cast<std::size_t>(gpus - part)]) {
+      if (model.job_count() > 0 && gpus >= part && reachable[static_cast<std::size_t>(gpus - part)]) {
         reachable[static_cast<std::size_t>(gpus)] = true;
       }
     }
@@ -41,31 +42,54 @@ int fillable_gpus(const StudyDemand& demand, int gpus_per_node) {
   return best;
 }
 
-/// GPU-seconds of all jobs, or GPU-jobs when no times are known.
-double total_work(const StudyDemand& demand) {
-  double work = 0;
-  for (const auto& m : demand.models) {
-    work += static_cast<double>(m.tp) * (demand.times_known ? m.job_seconds : static_cast<double>(m.jobs));
-  }
-  return work;
+double seconds_of(const StudyDemand& demand, const JobDemand& jobs) {
+  return demand.times_known ? jobs.seconds : 1;
 }
 
-/// No schedule is shorter: all work evenly over all GPUs, the longest job, and per model its jobs in whole
-/// rounds over the teams there can be.
+/// No schedule is shorter: all work evenly over all GPUs, and the longest job. Tells without a simulation
+/// which requests are not worth one.
 double shortest_makespan(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
-  const double ranks = static_cast<double>(nodes) * gpus_per_node * array;
-  const int usable = fillable_gpus(demand, gpus_per_node);
-  double makespan = total_work(demand) / (ranks * std::max(1, usable) / gpus_per_node);
-  for (const auto& m : demand.models) {
-    if (m.jobs == 0) continue;
-    const int per_element =
-        m.tp <= gpus_per_node ? nodes * (gpus_per_node / m.tp) : nodes * gpus_per_node / m.tp;
-    const double teams = std::max(1, per_element) * static_cast<double>(array);
-    const double mean = demand.times_known ? m.job_seconds / static_cast<double>(m.jobs) : 1;
-    const double longest = demand.times_known ? std::max(mean, m.longest_job_seconds) : 1;
-    makespan = std::max({makespan, longest, mean * std::ceil(static_cast<double>(m.jobs) / teams)});
+  double work = 0, longest = 0;
+  for (const auto& model : demand.models) {
+    for (const auto& jobs : model.jobs) {
+      if (jobs.jobs == 0) continue;
+      const double seconds = seconds_of(demand, jobs);
+      work += seconds * model.tp * static_cast<double>(jobs.jobs);
+      longest = std::max(longest, seconds);
+    }
   }
-  return makespan;
+  return std::max(work / (static_cast<double>(nodes) * gpus_per_node * array), longest);
+}
+
+/// As forecast(), with hours also where times are not known: of jobs of one second each.
+Forecast simulated(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
+  std::vector<Scheduler::Rank> ranks;
+  for (int node = 0; node < nodes; ++node) {
+    for (int gpu = 0; gpu < gpus_per_node; ++gpu) ranks.push_back({node, 0});
+  }
+  std::vector<Scheduler::Model> models;
+  for (const auto& model : demand.models)
+    models.push_back({model.tp, demand.times_known ? model.load_seconds : 0});
+  double used = 0, held = 0, makespan = 0;
+  for (int element = 0; element < array; ++element) {
+    std::vector<Scheduler::Group> groups;
+    long long dealt = 0;  // jobs are dealt out to the elements like cards, whatever their kind
+    for (std::size_t m = 0; m < demand.models.size(); ++m) {
+      for (const auto& jobs : demand.models[m].jobs) {
+        const long long first = (element - dealt % array + array) % array;
+        const long long count = jobs.jobs > first ? (jobs.jobs - first + array - 1) / array : 0;
+        dealt += jobs.jobs;
+        if (count == 0) continue;
+        groups.push_back({static_cast<int>(m), seconds_of(demand, jobs), 0,
+                          std::vector<std::int32_t>(static_cast<std::size_t>(count))});
+      }
+    }
+    const Simulation simulation = simulate(ranks, models, groups);
+    used += simulation.busy + simulation.loading;
+    held += simulation.makespan * static_cast<double>(ranks.size());
+    makespan = std::max(makespan, simulation.makespan);
+  }
+  return {held > 0 ? used / held : 1, makespan / 3600};
 }
 
 std::string shape_text(int nodes, int gpus) {
@@ -78,57 +102,91 @@ bool fits_teams(const StudyDemand& demand, int nodes, int gpus_per_node) {
          fillable_gpus(demand, gpus_per_node) == gpus_per_node;
 }
 
-/// The request that ends first while it keeps most of its GPUs busy; of equals the one with the fewest GPUs.
-/// Nodes have at most as many GPUs as asked for.
-std::string better_request(const SlurmOptions& options, const StudyDemand& demand, long long jobs) {
+struct Request {
+  int nodes = 0, gpus_per_node = 0, array = 1;
+  long long gpus() const { return static_cast<long long>(nodes) * gpus_per_node * array; }
+};
+
+/// Of `requests`, the one that ends first and keeps at least `least_utilisation` of its GPUs busy; of equals
+/// the one with the fewest GPUs. Nothing when there is none.
+std::optional<Request> quickest(const StudyDemand& demand, const std::vector<Request>& requests,
+                                double least_utilisation) {
+  std::vector<std::pair<double, Request>> by_bound;
+  for (const auto& r : requests)
+    by_bound.emplace_back(shortest_makespan(demand, r.nodes, r.gpus_per_node, r.array), r);
+  std::ranges::stable_sort(by_bound, [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::optional<Request> best;
+  double hours = std::numeric_limits<double>::infinity();
+  for (const auto& [bound, request] : by_bound) {
+    if (bound / 3600 > hours * (1 + 1e-9)) break;  // all that follow end later
+    const Forecast seen = simulated(demand, request.nodes, request.gpus_per_node, request.array);
+    if (seen.utilisation < least_utilisation) continue;
+    const bool equal = seen.hours <= hours * (1 + 1e-9) && seen.hours >= hours * (1 - 1e-9);
+    if (!best || (equal ? request.gpus() < best->gpus() : seen.hours < hours)) {
+      best = request;
+      hours = seen.hours;
+    }
+  }
+  return best;
+}
+
+/// The request that ends first while it keeps most of its GPUs busy. Nodes have at most as many GPUs as asked
+/// for. Nothing when every request leaves them idle.
+std::optional<Request> better_request(const SlurmOptions& options, const StudyDemand& demand,
+                                      long long jobs) {
   int widest = 1;
   for (const auto& model : demand.models) widest = std::max(widest, model.tp);
   const int enough_nodes = (widest + options.gpus_per_node - 1) / options.gpus_per_node;
   const int most_array = static_cast<int>(std::min<long long>(options.array, jobs));
-  struct {
-    double makespan = std::numeric_limits<double>::infinity();
-    long long gpus = 0;
-    int nodes = 0, per_node = 0, array = 1;
-  } best;
-  // Near to what was asked first; then more nodes, then less well used.
-  const struct {
-    int nodes;
-    double utilisation;
-  } limits[] = {{std::max(options.nodes, enough_nodes), kGoodUtilisation},
-                {std::max(options.nodes, enough_nodes), kLeastUtilisation},
-                {std::max(options.nodes, widest), kLeastUtilisation}};
-  for (const auto& limit : limits) {
+  const auto requests = [&](int most_nodes) {
+    std::vector<Request> all;
     for (int array = 1; array <= most_array; ++array) {
-      for (int nodes = 1; nodes <= limit.nodes; ++nodes) {
+      for (int nodes = 1; nodes <= most_nodes; ++nodes) {
         for (int per_node = options.gpus_per_node; per_node >= 1; --per_node) {
-          if (!fits_teams(demand, nodes, per_node)) continue;
-          if (expected_utilisation(demand, nodes, per_node, array) < limit.utilisation) continue;
-          const double makespan = shortest_makespan(demand, nodes, per_node, array);
-          const long long gpus = static_cast<long long>(nodes) * per_node * array;
-          const bool better = makespan < best.makespan * (1 - 1e-9);
-          const bool equal = makespan <= best.makespan * (1 + 1e-9);
-          if (better || (equal && gpus < best.gpus)) best = {makespan, gpus, nodes, per_node, array};
+          if (fits_teams(demand, nodes, per_node)) all.push_back({nodes, per_node, array});
         }
       }
     }
-    if (best.nodes > 0) break;
+    return all;
+  };
+  // Near to what was asked first; then less well used; then more nodes.
+  const auto near = requests(std::max(options.nodes, enough_nodes));
+  if (const auto found = quickest(demand, near, kGoodUtilisation)) return found;
+  if (const auto found = quickest(demand, near, kLeastUtilisation)) return found;
+  return quickest(demand, requests(std::max(options.nodes, widest)), kLeastUtilisation);
+}
+
+std::string proposal_text(const SlurmOptions& options, const StudyDemand& demand, long long jobs) {
+  const auto better = better_request(options, demand, jobs);
+  if (better) {
+    return shape_text(better->nodes, better->gpus_per_node) +
+           (options.array > 1 ? fmt::format(" --array {}", better->array) : "");
   }
-  if (best.nodes == 0) return fmt::format("nodes with {} GPUs", widest);
-  return shape_text(best.nodes, best.per_node) +
-         (options.array > 1 ? fmt::format(" --array {}", best.array) : "");
+  int widest = 1;
+  for (const auto& model : demand.models) widest = std::max(widest, model.tp);
+  return fmt::format("nodes with {} GPUs", widest);
 }
 
 }  // namespace
 
-double expected_utilisation(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
-  const double work = total_work(demand);
-  if (work <= 0) return 1;
-  const double ranks = static_cast<double>(nodes) * gpus_per_node * array;
-  return work / (ranks * shortest_makespan(demand, nodes, gpus_per_node, array));
+long long ModelDemand::job_count() const {
+  long long count = 0;
+  for (const auto& kind : jobs) count += kind.jobs;
+  return count;
 }
 
-double expected_hours(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
-  return demand.times_known ? shortest_makespan(demand, nodes, gpus_per_node, array) / 3600 : 0;
+double ModelDemand::longest_job_seconds() const {
+  double longest = 0;
+  for (const auto& kind : jobs) {
+    if (kind.jobs > 0) longest = std::max(longest, kind.seconds);
+  }
+  return longest;
+}
+
+Forecast forecast(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
+  Forecast seen = simulated(demand, nodes, gpus_per_node, array);
+  if (!demand.times_known) seen.hours = 0;  // of equally long jobs of one second
+  return seen;
 }
 
 std::vector<std::string> check_study(const SlurmOptions& options, const StudyDemand& demand,
@@ -136,20 +194,20 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
   std::vector<std::string> remarks;
   const auto limit = parse_time(options.time, "--time");
   long long jobs = 0;
-  for (const auto& model : demand.models) jobs += model.jobs;
+  for (const auto& model : demand.models) jobs += model.job_count();
   LACUNA_REQUIRE(jobs > 0, "nothing is left to run: every sample of this study is finished");
   for (const auto& model : demand.models) {
     LACUNA_REQUIRE(model.tp <= options.ranks(),
                    "model '{}' needs tp {}, but {} node(s) x {} GPU(s) are only {} ranks; use {}", model.name,
                    model.tp, options.nodes, options.gpus_per_node, options.ranks(),
-                   better_request(options, demand, jobs));
+                   proposal_text(options, demand, jobs));
     if (model.tp > options.gpus_per_node) {
       remarks.push_back(
           fmt::format("model '{}': its teams of {} span nodes of {} GPUs; one node with {} would be faster",
                       model.name, model.tp, options.gpus_per_node, model.tp));
     }
     if (!demand.times_known) continue;
-    const double longest = model.longest_job_seconds;
+    const double longest = model.longest_job_seconds();
     LACUNA_REQUIRE(
         !limit || longest <= static_cast<double>(*limit),
         "model '{}': its longest job takes at least {}, which never ends within --time {}; use --time {}",
@@ -164,7 +222,7 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
     }
   }
   LACUNA_REQUIRE(options.array <= jobs, "--array {}: the study has only {} jobs; use {}", options.array, jobs,
-                 better_request(options, demand, jobs));
+                 proposal_text(options, demand, jobs));
   if (allow_idle) return remarks;
 
   const int usable = fillable_gpus(demand, options.gpus_per_node);
@@ -173,14 +231,17 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
         "{} of the {} GPUs of every node would idle: teams of tp {} do not fill them; use {} (or "
         "--allow-idle)",
         options.gpus_per_node - usable, options.gpus_per_node, demand.models.front().tp,
-        better_request(options, demand, jobs));
+        proposal_text(options, demand, jobs));
   }
   const double utilisation =
-      expected_utilisation(demand, options.nodes, options.gpus_per_node, options.array);
+      forecast(demand, options.nodes, options.gpus_per_node, options.array).utilisation;
   if (utilisation < kLeastUtilisation) {
-    throw_usage(
-        "{} GPUs would be busy only {:.0f} % of the time: the study has {} jobs; use {} (or --allow-idle)",
-        options.ranks() * options.array, utilisation * 100, jobs, better_request(options, demand, jobs));
+    const std::string complaint =
+        fmt::format("{} GPUs would be busy only {:.0f} % of the time: the study has {} jobs",
+                    options.ranks() * options.array, utilisation * 100, jobs);
+    const auto better = better_request(options, demand, jobs);
+    if (better) throw_usage("{}; use {} (or --allow-idle)", complaint, proposal_text(options, demand, jobs));
+    remarks.push_back(complaint + ", and no other request would use them much better");
   }
   return remarks;
 }

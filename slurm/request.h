@@ -10,13 +10,21 @@
 
 namespace lacuna::slurm {
 
+/// Jobs that are left to run and take equally long.
+struct JobDemand {
+  long long jobs = 0;
+  double seconds = 0;  ///< Of one job on one team; without meaning when times are not known.
+};
+
 /// What one model of the study needs, from the plan.
 struct ModelDemand {
   std::string name;
   int tp = 1;
-  long long jobs = 0;      ///< That are left to run.
-  double job_seconds = 0;  ///< All of them together on one team; 0: unknown.
-  double longest_job_seconds = 0;
+  double load_seconds = 0;
+  std::vector<JobDemand> jobs;
+
+  long long job_count() const;
+  double longest_job_seconds() const;
 };
 
 struct StudyDemand {
@@ -25,15 +33,18 @@ struct StudyDemand {
   bool times_known = false;  ///< Lower bounds, from the speed on the data sheet.
 };
 
-/// How well `ranks` GPUs in jobs of `options` would be used: share of GPU time, from the longest-first
-/// schedule of whole jobs over teams. 1 when nothing is known. `ranks` counts one array element; elements
-/// share the jobs evenly.
-double expected_utilisation(const StudyDemand& demand, int nodes, int gpus_per_node, int array);
-/// Hours from first start to end, waiting times not counted; 0 when unknown.
-double expected_hours(const StudyDemand& demand, int nodes, int gpus_per_node, int array);
+/// What the scheduler of the run (runner/scheduler.h) makes of the study, under a simulated clock.
+struct Forecast {
+  double utilisation = 1;  ///< Share of GPU time in which models load or jobs run.
+  double hours = 0;        ///< From first start to end, waiting times not counted; 0 when unknown.
+};
+/// `array` Slurm jobs of `nodes` x `gpus_per_node` GPUs share the study's jobs evenly; each gives its GPUs
+/// back when it ends. Where times are not known every job counts as equally long.
+Forecast forecast(const StudyDemand& demand, int nodes, int gpus_per_node, int array);
 
 /// Throws kUsage with what is wrong and a request that works. `allow_idle` skips only the complaint about
-/// idle GPUs. Returns remarks that do not forbid the request.
+/// idle GPUs; a study that no request would serve better is remarked on, not refused. Returns remarks that do
+/// not forbid the request.
 std::vector<std::string> check_study(const SlurmOptions& options, const StudyDemand& demand, bool allow_idle);
 
 /// Checks partition, node shape, node count and time limit against the cluster, and fills in cpus_per_gpu

@@ -185,9 +185,11 @@ std::string run_script_text(const Study& study, const SlurmOptions& options) {
     script.line(
         "marker=$out/COMPLETE.$SLURM_ARRAY_TASK_ID-of-$shards  # written by lacuna when this part is "
         "finished");
+    script.line("journals=\"*-s${{SLURM_ARRAY_TASK_ID}}of$shards-*.jsonl\"  # of this part only");
     script.line("job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID");
   } else {
     script.line("marker=$out/COMPLETE  # written by lacuna when every sample is finished");
+    script.line("journals='*.jsonl'");
     script.line("job=$SLURM_JOB_ID");
   }
   script.line("log_folder=$out/slurm/logs/$job");

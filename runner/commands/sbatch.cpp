@@ -83,20 +83,31 @@ slurm::StudyDemand study_demand(const Sweep& sweep, const slurm::SlurmOptions& o
 
   slurm::StudyDemand demand;
   demand.times_known = !on_cpu;
-  for (const auto& model : sweep.models) demand.models.push_back({model.name, model.tp, 0, 0, 0});
+  for (std::size_t m = 0; m < sweep.models.size(); ++m) {
+    const auto& shape = preflight.models[m].shape;
+    const int tp = sweep.models[m].tp;
+    const double load = shape ? load_seconds(*shape, tp, element_bytes(hardware.device)) : 0;
+    demand.models.push_back({sweep.models[m].name, tp, load, {}});
+  }
   for (std::size_t g = 0; g < grid.groups.size(); ++g) {
     const JobGroup& group = grid.groups[g];
-    auto& model = demand.models[static_cast<std::size_t>(group.model)];
-    const double seconds = preflight.costs[g].seconds;
+    const JobCost& cost = preflight.costs[g];
+    // Jobs of which some cells are done already share less and take less long.
+    std::map<std::int64_t, long long> jobs_missing;
     for (int sample = 0; sample < grid.cells[static_cast<std::size_t>(group.cells.front())].samples;
          ++sample) {
-      const auto missing = std::ranges::count_if(
-          group.cells, [&](int cell) { return state.state(cell, sample) == SampleState::kPending; });
+      const auto missing = std::ranges::count_if(group.cells, [&](int cell) {
+        return state.state(cell, sample) == SampleState::kPending && !state.cell_failed(cell) &&
+               preflight.can_run(cell);
+      });
       if (missing == 0) continue;
       demand.samples += missing;
-      ++model.jobs;
-      model.job_seconds += seconds;
-      model.longest_job_seconds = std::max(model.longest_job_seconds, seconds);
+      ++jobs_missing[missing];
+    }
+    for (const auto& [missing, jobs] : jobs_missing) {
+      const double share = static_cast<double>(missing) / static_cast<double>(group.cells.size());
+      demand.models[static_cast<std::size_t>(group.model)].jobs.push_back(
+          {jobs, cost.prefill_seconds + share * (cost.seconds - cost.prefill_seconds)});
     }
   }
   return demand;
@@ -145,12 +156,12 @@ slurm::SlurmOptions read_options(const Options& given) {
 
 void report_plan(const slurm::SlurmOptions& options, const slurm::StudyDemand& demand) {
   long long jobs = 0;
-  for (const auto& model : demand.models) jobs += model.jobs;
+  for (const auto& model : demand.models) jobs += model.job_count();
   std::string text =
       fmt::format("{} samples in {} jobs on {} GPUs", demand.samples, jobs, options.ranks() * options.array);
   if (demand.times_known) {
     const double seconds =
-        3600 * slurm::expected_hours(demand, options.nodes, options.gpus_per_node, options.array);
+        3600 * slurm::forecast(demand, options.nodes, options.gpus_per_node, options.array).hours;
     text += fmt::format(", at least {} at the GPUs' peak speed", format_seconds(seconds));
     const auto limit = slurm::parse_time(options.time, "--time");
     if (limit && seconds > static_cast<double>(*limit)) {

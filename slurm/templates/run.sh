@@ -26,8 +26,8 @@ job_field() {
   echo unknown
 }
 
-# Samples that the journal has acknowledged: the measure of progress.
-journal_lines() { find "$out/journal" -name '*.jsonl' -exec cat {} + 2>/dev/null | wc -l; }
+# Samples that the journals of this job have acknowledged: the measure of progress.
+journal_lines() { find "$out/journal" -name "$journals" -exec cat {} + 2>/dev/null | wc -l; }
 
 # Slurm warns before the time limit (see --signal); on preemption, cancellation and at the limit itself it sends TERM.
 # Both reach the ranks as USR2: they finish the sample in hand and leave. (mpirun would answer TERM by killing them.)

@@ -12,7 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 lacuna=${LACUNA_BIN:-}
 keep=no
-quick=(mpirun srun odd_path container limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck
+quick=(mpirun srun odd_path container limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck stuck_shard
   cancel_and_resume array refusals real_study real_array real_cancel)
 slow=(hard_limit real_survives)
 chosen=()
@@ -264,6 +264,24 @@ scenario_stuck() {
   check "state and exit code" "$(field "$job" JobState) $(field "$job" ExitCode)" "FAILED 1:0"
   check "why" "$("$lacuna" status "$name.out" 2>/dev/null | grep -c 'gave up: 2 starts in a row finished no sample')" 1
 }
+# One part of an array is stuck while the other goes on: it gives up by its own journals, long before the other has ended.
+scenario_stuck_shard() {
+  local jobs stuck
+  mapfile -t jobs < <(submit "$name.out" --nodes 1 --array 2 --max-stalls 2 --env STAND_IN_STUCK=1 --env STAND_IN_SECONDS=2)
+  stuck=${jobs[0]}_1
+  for start in 1 2; do
+    await 30 has_started "$name.out/slurm/logs/$stuck" "$start"
+    await 30 has_lines "$name.out" $(($(lines "$name.out") + 2))  # the other part moves
+    scancel --batch --signal=USR2 "$stuck"
+  done
+  await 30 grep -qs 'gave up' "$name.out/slurm/state/$stuck.note"
+  check "gives up by its own journal" "$(grep -c 'gave up: 2 starts in a row finished no sample' "$name.out/slurm/state/$stuck.note")" 1
+  check "the other part still runs" "$(field "${jobs[0]}_0" JobState)" RUNNING
+  await 90 has_ended "${jobs[1]}"
+  check "the other part ends well" "$(field "${jobs[0]}_0" JobState)" COMPLETED
+  check "the merge job says what is missing" "$(grep -c 'shards 1 of 2 are not finished' "$name.out/slurm/state/${jobs[1]}.note")" 1
+}
+has_started() { [ "$(grep -s 'rank 0 of' "$1/rank-0000.log" | wc -l)" -ge "$2" ]; }
 # The ranks of start N are up (their trap is set once they have said who they are).
 has_lines_in_log() { [ "$(cat "$1"/slurm/logs/*/rank-0000.log 2>/dev/null | grep -c 'rank 0 of')" -ge "$2" ]; }
 scenario_cancel_and_resume() {

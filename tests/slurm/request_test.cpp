@@ -22,11 +22,7 @@ std::string error_of(const std::function<void()>& action) {
 }
 
 ModelDemand model(const std::string& name, int tp, long long jobs, double seconds_each = 0) {
-  return {.name = name,
-          .tp = tp,
-          .jobs = jobs,
-          .job_seconds = seconds_each * static_cast<double>(jobs),
-          .longest_job_seconds = seconds_each};
+  return {.name = name, .tp = tp, .load_seconds = 0, .jobs = {{jobs, seconds_each}}};
 }
 
 SlurmOptions request(int nodes, int gpus, int array = 1) {
@@ -135,11 +131,47 @@ TEST(CheckStudy, RefusesATimeLimitInWhichNoJobEnds) {
 }
 
 TEST(CheckStudy, OneLongJobMakesManyGpusIdle) {
-  StudyDemand demand{.models = {model("a", 1, 101, 10)}, .samples = 101, .times_known = true};
-  demand.models[0].job_seconds = 100 * 10 + 2000;
-  demand.models[0].longest_job_seconds = 2000;
+  StudyDemand demand{.models = {model("a", 1, 100, 10)}, .samples = 101, .times_known = true};
+  demand.models[0].jobs.push_back({1, 2000});
   EXPECT_THAT(study_error(request(1, 8), demand), HasSubstr("busy only 19 %"));  // 3000 / (8 * 2000)
-  EXPECT_NEAR(expected_hours(demand, 1, 8, 1), 2000.0 / 3600, 1e-9);
+  EXPECT_NEAR(forecast(demand, 1, 8, 1).hours, 2000.0 / 3600, 1e-9);
+}
+
+// Nothing but a schedule shows this: all eight GPUs work for the first 100 s, one of them for 200 s more.
+// Evenly spread work or the longest job alone would promise 62 %.
+TEST(CheckStudy, IdlenessComesFromTheSchedule) {
+  const StudyDemand demand{
+      .models = {model("wide", 8, 1, 100), model("long", 1, 1, 200)}, .samples = 2, .times_known = true};
+  const Forecast seen = forecast(demand, 1, 8, 1);
+  EXPECT_NEAR(seen.utilisation, 1000.0 / (8 * 300), 1e-9);
+  EXPECT_NEAR(seen.hours, 300.0 / 3600, 1e-9);
+  EXPECT_THAT(study_error(request(1, 8), demand), HasSubstr("busy only 42 % of the time"));
+}
+
+TEST(CheckStudy, AStudyThatNoRequestServesBetterIsNotRefused) {
+  const StudyDemand demand{
+      .models = {model("wide", 8, 1, 10), model("long", 1, 1, 90)}, .samples = 2, .times_known = true};
+  const auto remarks = check_study(request(1, 8), demand, false);
+  ASSERT_EQ(remarks.size(), 1U);
+  EXPECT_THAT(remarks[0], HasSubstr("busy only 21 % of the time"));  // 170 of 8 x 100
+  EXPECT_THAT(remarks[0], HasSubstr("no other request"));
+}
+
+TEST(CheckStudy, LoadingIsNotIdling) {
+  StudyDemand demand{.models = {model("a", 1, 8, 10)}, .samples = 8, .times_known = true};
+  demand.models[0].load_seconds = 30;
+  // Loading for 30 s is worth it for the first ranks only; the others would idle.
+  EXPECT_THAT(study_error(request(1, 8), demand), HasSubstr("use --nodes 1 --gpus-per-node"));
+  EXPECT_NEAR(forecast(demand, 1, 1, 1).utilisation, 1, 1e-9);
+  EXPECT_NEAR(forecast(demand, 1, 1, 1).hours, 110.0 / 3600, 1e-9);
+}
+
+// Elements of an array end one by one and give their GPUs back.
+TEST(CheckStudy, ArrayElementsGiveTheirGpusBack) {
+  const StudyDemand demand{.models = {model("a", 1, 3, 100)}, .samples = 3, .times_known = true};
+  EXPECT_NEAR(forecast(demand, 1, 1, 2).utilisation, 1, 1e-9);
+  EXPECT_NEAR(forecast(demand, 1, 1, 2).hours, 200.0 / 3600, 1e-9);
+  EXPECT_NEAR(forecast(demand, 1, 2, 1).utilisation, 0.75, 1e-9);
 }
 
 TEST(CheckStudy, RefusesMoreArrayJobsThanJobs) {

@@ -84,6 +84,7 @@ TEST(RunScript, ArraysShareTheSweep) {
   EXPECT_THAT(text, HasSubstr("#SBATCH --array=0-3"));
   EXPECT_THAT(text, HasSubstr("--shard \"$SLURM_ARRAY_TASK_ID/$shards\""));
   EXPECT_THAT(text, HasSubstr("/%A_%a.log"));
+  EXPECT_THAT(text, HasSubstr("journals=\"*-s${SLURM_ARRAY_TASK_ID}of$shards-*.jsonl\""));
   const std::string merge = merge_script_text(study(), options);
   EXPECT_THAT(merge, HasSubstr("merge=(/opt/lacuna merge /data/study)"));
   EXPECT_THAT(merge, HasSubstr("analyze=(/opt/lacuna analyze /data/study)"));

@@ -8,7 +8,7 @@
 #   STAND_IN_SAMPLES=20  STAND_IN_SECONDS=0.5   per sample
 #   STAND_IN_KILL_AT=5   rank 0 kills itself once, when the journal has so many lines
 #   STAND_IN_EXIT=3      exit code of the finished run; 2 exits at once
-#   STAND_IN_STUCK=yes   never finishes a sample
+#   STAND_IN_STUCK=yes   never finishes a sample; a number: only that shard is stuck
 set -uo pipefail
 if [ "$1" != run ]; then  # merge and analyze only leave word that they were here
   printf '%s ' "$1" >>"$2/verbs"
@@ -33,10 +33,11 @@ if [ "$exit_code" = 2 ]; then
 fi
 rank=${OMPI_COMM_WORLD_RANK:-${SLURM_PROCID:-0}}
 ranks=${OMPI_COMM_WORLD_SIZE:-${SLURM_NTASKS:-1}}
-first=0 step=1 marker=$out/COMPLETE tag=all
+first=0 step=1 marker=$out/COMPLETE tag=stand-in
 if [ -n "$shard" ]; then
-  first=${shard%/*} step=${shard#*/} marker=$out/COMPLETE.${shard%/*}-of-${shard#*/} tag=shard$first
+  first=${shard%/*} step=${shard#*/} marker=$out/COMPLETE.${shard%/*}-of-${shard#*/} tag=stand-in-s${shard%/*}of${shard#*/}
 fi
+if [ -n "$shard" ] && [ "$stuck" = "${shard%/*}" ]; then stuck=yes; fi
 mkdir -p "$out/journal"
 stop=no
 trap 'stop=yes' USR2 TERM
@@ -56,7 +57,7 @@ for ((sample = first; sample < samples; sample += step, place++)); do
   (trap '' USR2 TERM; exec sleep "$seconds") &
   while kill -0 $! 2>/dev/null; do wait $!; done
   if [ "$stuck" = yes ]; then sample=$((sample - step)) place=$((place - 1)); continue; fi
-  echo "{\"sample\":$sample,\"rank\":$rank,\"job\":\"${SLURM_JOB_ID:-}\",\"start\":${SLURM_RESTART_COUNT:-0}}" >>"$out/journal/$tag.$rank.jsonl"
+  echo "{\"sample\":$sample,\"rank\":$rank,\"job\":\"${SLURM_JOB_ID:-}\",\"start\":${SLURM_RESTART_COUNT:-0}}" >>"$out/journal/$tag-r$rank.jsonl"
   if [ "$kill_at" -gt 0 ] && [ "$rank" -eq 0 ] && [ "$(done_lines)" -ge "$kill_at" ] && mkdir "$out/killed" 2>/dev/null; then kill -KILL $$; fi
 done
 if [ "$stop" = yes ] && missing; then exit 75; fi
