@@ -1,5 +1,5 @@
 // What a transformer layer is made of, once per device. The transformer calls this interface and knows
-// nothing of devices; CpuOps (ops_cpu.cpp) computes in float32, CudaOps (ops_cuda.cu) in bfloat16 with
+// nothing of devices; CpuOps (ops_cpu.cpp) computes in float32, CudaOps (ops_cuda.cpp) in bfloat16 with
 // float32 accumulation.
 //
 // All tensors are row-major and live on device(), with activation_dtype() unless said otherwise; spans are
@@ -35,7 +35,7 @@ struct LinearWeight {
   std::int64_t outputs = 0, inputs = 0;
   DType dtype = DType::kF32;  ///< Of the stored elements.
   Buffer storage;
-  Tensor bias;  ///< float32 [outputs], or empty.
+  Tensor bias;  ///< [outputs], float32 on the CPU, bfloat16 on CUDA; or empty.
 };
 
 /// Rows [first_row, first_row + rows) of an embedding matrix [vocab, hidden] on the device.
