@@ -485,6 +485,10 @@ JobResult EngineImpl::run(const JobRequest& request) {
   for (Running& running : all) {
     if (!running.done) batch.push_back(&running);
   }
+  // Neighbours with the same method are chosen for together.
+  std::stable_sort(batch.begin(), batch.end(), [](const Running* a, const Running* b) {
+    return a->variant->decode.method < b->variant->decode.method;
+  });
   if (!batch.empty()) {
     std::vector<std::string> errors(batch.size());
     take_tokens(request, batch, errors);
@@ -498,7 +502,11 @@ JobResult EngineImpl::run(const JobRequest& request) {
     std::erase_if(batch, [&](Running* r) {
       if (feeds(*r)) return false;
       r->result->kv_bytes_resident += static_cast<std::int64_t>(r->sequence->state_bytes());
-      r->sequence->take_counts(r->result->decode_sparse, r->result->decode_all);
+      try {
+        r->sequence->take_counts(r->result->decode_sparse, r->result->decode_all);
+      } catch (const Error& e) {
+        if (r->result->error.empty()) r->result->error = e.what();
+      }
       r->sequence.reset();
       r->cache.reset();
       return true;
@@ -509,8 +517,8 @@ JobResult EngineImpl::run(const JobRequest& request) {
   }
   const double decode_seconds = seconds_since(begin);
   for (VariantResult& v : job.variants) v.decode_seconds = decode_seconds;
-  job.peak_bytes =
-      transformer_.weight_bytes() + transformer_.workspace_bytes() + pool_.peak_pages() * pool_.page_bytes();
+  job.peak_bytes = transformer_.weight_bytes() + transformer_.workspace_bytes() + ops_->workspace_bytes() +
+                   pool_.peak_pages() * pool_.page_bytes();
   sum_over_ranks(job);
   return job;
 }

@@ -129,6 +129,9 @@ class Ops {
   /// Bytes of device memory that can still be allocated.
   virtual std::int64_t free_bytes() const = 0;
 
+  /// Bytes that the device's own workspaces hold now (matrix products, lists, page tables).
+  virtual std::int64_t workspace_bytes() const { return 0; }
+
   // --- Memory
   // ---------------------------------------------------------------------------------------------------
   /// Address space for the KV cache; at most `bytes`, perhaps less when the machine grants less.

@@ -101,6 +101,8 @@ class CpuOps final : public Ops {
     return static_cast<std::int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   }
 
+  std::int64_t workspace_bytes() const override { return static_cast<std::int64_t>(packed_.bytes()); }
+
   std::unique_ptr<KvMemory> reserve_kv(std::size_t bytes) override {
     return std::make_unique<MappedMemory>(bytes);
   }

@@ -2,6 +2,7 @@
 // counters of what was executed. Part of CudaOps.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
