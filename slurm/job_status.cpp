@@ -83,6 +83,25 @@ void append_statuses(const std::string& dir, Cluster& cluster, const SubmittedJo
   }
 }
 
+/// Jobs of this folder that wait or run and were given to sbatch by hand, so that jobs.json does not have
+/// them.
+std::vector<SubmittedJob> unlisted_jobs(const std::string& out, Cluster& cluster,
+                                        const std::vector<SubmittedJob>& listed) {
+  const Study study{.program = {}, .sweep = {}, .out = out, .overrides = {}, .working_folder = {}};
+  std::vector<SubmittedJob> jobs;
+  if (!std::filesystem::exists(study.run_script())) return jobs;
+  try {
+    for (const auto& id : cluster.find_jobs(study.job_name(), study.comment())) {
+      const auto same = [&](const auto& job) { return job.id == id; };
+      if (std::none_of(listed.begin(), listed.end(), same))
+        jobs.push_back({id, "run", 1, study.job_name(), study.comment(), ""});
+    }
+  } catch (const Error&) {
+    // Slurm does not answer: what is said of the listed jobs tells that.
+  }
+  return jobs;
+}
+
 std::string lower(std::string text) {
   std::transform(text.begin(), text.end(), text.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
@@ -97,13 +116,16 @@ std::vector<JobStatus> job_statuses(const std::string& dir, Commands& commands) 
   if (error) out = dir;
   const auto submitted = read_submitted_jobs(out);
   std::vector<JobStatus> statuses;
-  if (submitted.empty()) return statuses;
-  // The last submission: from its "run" to the end.
-  std::size_t last = submitted.size() - 1;
-  while (last > 0 && submitted[last].kind != "run") --last;
   Cluster cluster(commands);
-  for (std::size_t i = 0; i < submitted.size(); ++i)
-    append_statuses(out, cluster, submitted[i], i < last, statuses);
+  if (!submitted.empty()) {
+    // The last submission: from its "run" to the end.
+    std::size_t last = submitted.size() - 1;
+    while (last > 0 && submitted[last].kind != "run") --last;
+    for (std::size_t i = 0; i < submitted.size(); ++i)
+      append_statuses(out, cluster, submitted[i], i < last, statuses);
+  }
+  for (const auto& job : unlisted_jobs(out, cluster, submitted))
+    append_statuses(out, cluster, job, true, statuses);
   return statuses;
 }
 

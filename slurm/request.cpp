@@ -46,19 +46,23 @@ double seconds_of(const StudyDemand& demand, const JobDemand& jobs) {
   return demand.times_known ? jobs.seconds : 1;
 }
 
+double work_seconds(const StudyDemand& demand) {
+  double work = 0;
+  for (const auto& model : demand.models) {
+    for (const auto& jobs : model.jobs)
+      work += seconds_of(demand, jobs) * model.tp * static_cast<double>(jobs.jobs);
+  }
+  return work;
+}
+
 /// No schedule is shorter: all work evenly over all GPUs, and the longest job. Tells without a simulation
 /// which requests are not worth one.
 double shortest_makespan(const StudyDemand& demand, int nodes, int gpus_per_node, int array) {
-  double work = 0, longest = 0;
+  double longest = demand.times_known ? 0 : 1;
   for (const auto& model : demand.models) {
-    for (const auto& jobs : model.jobs) {
-      if (jobs.jobs == 0) continue;
-      const double seconds = seconds_of(demand, jobs);
-      work += seconds * model.tp * static_cast<double>(jobs.jobs);
-      longest = std::max(longest, seconds);
-    }
+    if (demand.times_known) longest = std::max(longest, model.longest_job_seconds());
   }
-  return std::max(work / (static_cast<double>(nodes) * gpus_per_node * array), longest);
+  return std::max(work_seconds(demand) / (static_cast<double>(nodes) * gpus_per_node * array), longest);
 }
 
 /// As forecast(), with hours also where times are not known: of jobs of one second each.
@@ -236,9 +240,12 @@ std::vector<std::string> check_study(const SlurmOptions& options, const StudyDem
   const double utilisation =
       forecast(demand, options.nodes, options.gpus_per_node, options.array).utilisation;
   if (utilisation < kLeastUtilisation) {
-    const std::string complaint =
-        fmt::format("{} GPUs would be busy only {:.0f} % of the time: the study has {} jobs",
-                    options.ranks() * options.array, utilisation * 100, jobs);
+    const std::string complaint = fmt::format(
+        "{} GPUs would be busy only {:.0f} % of the time: the study has {} jobs{}",
+        options.ranks() * options.array, utilisation * 100, jobs,
+        demand.times_known
+            ? fmt::format(", at peak speed {} of one GPU's work", format_seconds(work_seconds(demand)))
+            : "");
     const auto better = better_request(options, demand, jobs);
     if (better) throw_usage("{}; use {} (or --allow-idle)", complaint, proposal_text(options, demand, jobs));
     remarks.push_back(complaint + ", and no other request would use them much better");

@@ -13,7 +13,7 @@ root=$(cd "$here/../.." && pwd)
 lacuna=${LACUNA_BIN:-}
 keep=no
 quick=(mpirun srun odd_path container limit term_limit preempted_and_node_down rank_killed some_failed wrong_input stuck stuck_shard
-  cancel_and_resume array refusals real_study real_array real_cancel)
+  cancel_and_resume array refusals real_study real_array real_cancel docs)
 slow=(hard_limit real_survives)
 chosen=()
 while [ $# -gt 0 ]; do
@@ -281,7 +281,11 @@ scenario_stuck_shard() {
   check "the other part ends well" "$(field "${jobs[0]}_0" JobState)" COMPLETED
   check "the merge job says what is missing" "$(grep -c 'shards 1 of 2 are not finished' "$name.out/slurm/state/${jobs[1]}.note")" 1
 }
-has_started() { [ "$(grep -s 'rank 0 of' "$1/rank-0000.log" | wc -l)" -ge "$2" ]; }
+has_started() {
+  local starts
+  starts=$(grep -cs 'rank 0 of' "$1/rank-0000.log")
+  [ "${starts:-0}" -ge "$2" ]
+}
 # The ranks of start N are up (their trap is set once they have said who they are).
 has_lines_in_log() { [ "$(cat "$1"/slurm/logs/*/rank-0000.log 2>/dev/null | grep -c 'rank 0 of')" -ge "$2" ]; }
 scenario_cancel_and_resume() {
@@ -373,6 +377,32 @@ scenario_real_cancel() {
   await 90 has_ended "$job"
   check "resumed" "$(field "$job" JobState)" COMPLETED
   check_real
+}
+# The ten lines of docs/slurm.md with the real engine, on the smallest sweep; then the same script by hand.
+scenario_docs() {
+  local request job out=$work/$name.out
+  cd "$root" || return 1
+  export PATH=${lacuna%/*}:$PATH
+  # What the page shows, with this sweep and folder.
+  request=$(grep -m 1 -oE 'lacuna sbatch sweeps/mini.yaml .* --submit' docs/slurm.md)
+  check "the page shows a request" "${request:0:32}" "lacuna sbatch sweeps/mini.yaml -"
+  request="${request//sweeps\/mini.yaml/sweeps/smoke.yaml} --allow-idle --constraint pair2"
+  request=${request//results\/mini/"$out"}
+  check "plan" "$(lacuna plan sweeps/smoke.yaml | grep -c 'memory per rank')" 1
+  eval "${request/ --submit/}" 2>>"$work/$name.err"
+  check "without --submit only the script is written" "$(find "$out/slurm" -maxdepth 1 -name 'run.sbatch' | wc -l) $(squeue -h -n "lacuna-$name.out" | wc -l)" "1 0"
+  job=$(eval "$request" 2>>"$work/$name.err")
+  await 90 has_ended "$job"
+  check "state" "$(field "$job" JobState)" COMPLETED
+  check "status" "$(lacuna status "$out" | grep -c "Slurm job $job: completed")" 1
+  check "rank logs" "$(tail -qn 1 "$out"/slurm/logs/*/rank-*.log | wc -l)" 8
+  lacuna analyze "$out" >>"$work/$name.err" 2>&1
+  lacuna report "$out" >>"$work/$name.err" 2>&1
+  check "report" "$(test -s "$out/report.html" && echo yes)" yes
+  rm "$out/COMPLETE"
+  job=$(sbatch --parsable --hold "$out/slurm/run.sbatch")
+  check "status shows a job that was submitted by hand" "$(lacuna status "$out" | grep -c "Slurm job $job: queued")" 1
+  check "and it is cancelled with the others" "$(lacuna sbatch --cancel "$out" 2>/dev/null)" "$job"
 }
 # One study through everything: preempted, a node lost, a rank killed, the limit twice.
 scenario_real_survives() {

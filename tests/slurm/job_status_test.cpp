@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "slurm/submission.h"
 #include "tests/slurm/fake_commands.h"
 
 namespace lacuna::slurm {
@@ -99,6 +100,20 @@ TEST_F(JobStatusTest, EarlierSubmissionsOnlyWhileTheyAreAlive) {
   ASSERT_EQ(jobs.size(), 2U);
   EXPECT_EQ(jobs[0].id, "13");
   EXPECT_EQ(jobs[1].id, "14");
+}
+
+TEST_F(JobStatusTest, JobsSubmittedByHandAreFound) {
+  write("run.sbatch", "");
+  const std::string out = std::filesystem::canonical(dir_).string();
+  const Study study{.program = {}, .sweep = {}, .out = out, .overrides = {}, .working_folder = {}};
+  FakeCommands commands([&](const auto& argv) {
+    if (argv[0] == "squeue") return CommandResult{0, "7|" + study.comment() + "\n8|lacuna:other\n", ""};
+    return CommandResult{0,
+                         "JobId=" + argv.back() + " JobName=" + study.job_name() +
+                             " Comment=" + study.comment() + " JobState=RUNNING NodeList=n1 RunTime=00:01\n",
+                         ""};
+  });
+  EXPECT_EQ(format_job_statuses(job_statuses(dir_, commands)), "Slurm job 7: running on n1 for 00:01\n");
 }
 
 TEST_F(JobStatusTest, ASilentSlurmIsNoError) {

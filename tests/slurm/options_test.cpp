@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
 #include "core/error.h"
 
@@ -23,6 +24,24 @@ std::string error_of(const std::function<void()>& action) {
     return e.what();
   }
   return "no error";
+}
+
+/// The site file that docs/slurm.md shows.
+std::string documented_site_file() {
+  std::ifstream file("docs/slurm.md");
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  const std::string fence = "```yaml\n";
+  const auto begin = text.find(fence) + fence.size();
+  return text.substr(begin, text.find("```", begin) - begin);
+}
+
+TEST(SiteFile, TheExampleOfTheDocsIsRead) {
+  SlurmOptions options;
+  apply_site_file(options, write_site(documented_site_file()));
+  EXPECT_EQ(options.partition, "gpu");
+  EXPECT_EQ(options.modules.size(), 3U);
+  EXPECT_EQ(options.environment.size(), 1U);
+  EXPECT_EQ(options.sbatch_args, std::vector<std::string>{"--exclusive"});
 }
 
 std::string site_error(const std::string& text) {
