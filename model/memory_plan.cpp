@@ -6,11 +6,15 @@
 #include "core/error.h"
 #include "core/hash.h"
 #include "core/json.h"
+#include "model/cuda/sizes.h"
 #include "model/safetensors.h"
 
 namespace lacuna {
 
 namespace {
+
+/// Split decode attention on CUDA: blocks per sequence (about two per multiprocessor) and rows of each.
+constexpr std::int64_t kDecodeSplitBlocks = 280, kDecodeRows = 16;
 
 std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -95,8 +99,14 @@ MemoryPlan plan_memory(const ModelFacts& f, Device device, int tp, std::int64_t 
   std::int64_t positions = 1024;
   while (positions < tokens + new_tokens) positions *= 2;
   plan.workspace = 4 * positions * d * (f.sliding_layers > 0 ? 2 : 1);  // cos and sin
-  if (!cuda)
+  if (!cuda) {
     plan.workspace += 4 * std::min<std::int64_t>(rows * std::max({h, q, m}), kPackedFloats);  // packed rows
+    return plan;
+  }
+  // Page tables and split decode attention per variant, the products' workspace, half a piece of cache.
+  const std::int64_t tables = f.layers * kv_heads * (pages_of(tokens + new_tokens) + 1) * 4;
+  const std::int64_t partials = kDecodeSplitBlocks * kDecodeRows * (d + 2) * 4;
+  plan.workspace += std::max(1, variants) * (tables + partials) + kGemmWorkspaceBytes + kKvPieceBytes / 2;
   return plan;
 }
 
