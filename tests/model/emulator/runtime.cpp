@@ -1,6 +1,6 @@
 // What the CUDA engine needs beside the kernels, on the CPU: streams and events (everything happens at once),
 // pinned memory, the driver's virtual memory over mmap, and the few functions of cuBLASLt. Weak, so that a
-// definition elsewhere goes first. Graphs are not emulated: a capture is refused.
+// definition elsewhere goes first. A graph keeps what was launched and runs it again.
 #include <cublasLt.h>
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -11,7 +11,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string_view>
+#include <vector>
+
+#include "tests/attention/cuda/emulator/emulator.h"
 
 #define LACUNA_FAKE extern "C" __attribute__((weak))
 
@@ -88,12 +92,34 @@ LACUNA_FAKE cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned
   return *stream = reinterpret_cast<cudaStream_t>(&dummy), cudaSuccess;
 }
 LACUNA_FAKE cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-LACUNA_FAKE cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+LACUNA_FAKE cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return emulator::capture != nullptr ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+using Work = std::vector<std::function<void()>>;
 LACUNA_FAKE cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
-  return cudaErrorNotSupported;
+  if (emulator::capture != nullptr) return cudaErrorIllegalState;
+  return emulator::capture = new Work, cudaSuccess;
+}
+LACUNA_FAKE cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = reinterpret_cast<cudaGraph_t>(emulator::capture);
+  return emulator::capture = nullptr, cudaSuccess;
 }
 LACUNA_FAKE cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+  *status = emulator::capture != nullptr ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+LACUNA_FAKE cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  return *exec = reinterpret_cast<cudaGraphExec_t>(new Work(*reinterpret_cast<Work*>(graph))), cudaSuccess;
+}
+LACUNA_FAKE cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  return delete reinterpret_cast<Work*>(graph), cudaSuccess;
+}
+LACUNA_FAKE cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  return delete reinterpret_cast<Work*>(exec), cudaSuccess;
+}
+LACUNA_FAKE cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (const auto& work : *reinterpret_cast<Work*>(exec)) work();
+  return cudaSuccess;
 }
 LACUNA_FAKE cudaError_t cudaEventCreate(cudaEvent_t* event) {
   return *event = reinterpret_cast<cudaEvent_t>(&dummy), cudaSuccess;
@@ -209,33 +235,39 @@ LACUNA_FAKE cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t
                                           cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                                           cublasLtMatrixLayout_t, void* d, cublasLtMatrixLayout_t d_layout,
                                           const cublasLtMatmulAlgo_t*, void*, size_t, cudaStream_t) {
-  const auto& operation = *real<Operation>(opaque);
-  const auto &la = *real<Layout>(a_layout), &lb = *real<Layout>(b_layout), &ld = *real<Layout>(d_layout);
+  // By value: a graph multiplies later, when the description may have changed.
+  const Operation operation = *real<Operation>(opaque);
+  const Layout la = *real<Layout>(a_layout), lb = *real<Layout>(b_layout), ld = *real<Layout>(d_layout);
+  const float factor = *static_cast<const float*>(alpha), scale = *static_cast<const float*>(beta);
   if (operation.transpose_a != CUBLAS_OP_T || operation.transpose_b != CUBLAS_OP_N || la.rows != lb.rows ||
       la.cols != ld.rows || lb.cols != ld.cols || la.type != CUDA_R_16BF || lb.type != CUDA_R_16BF)
     return CUBLAS_STATUS_NOT_SUPPORTED;
-  for (std::uint64_t column = 0; column < ld.cols; ++column) {
-    for (std::uint64_t row = 0; row < ld.rows; ++row) {
-      const auto* left = static_cast<const __nv_bfloat16*>(a) + static_cast<std::int64_t>(row) * la.stride;
-      const auto* right =
-          static_cast<const __nv_bfloat16*>(b) + static_cast<std::int64_t>(column) * lb.stride;
-      float sums[8] = {};
-      for (std::uint64_t i = 0; i < la.rows; ++i)
-        sums[i % 8] += __bfloat162float(left[i]) * __bfloat162float(right[i]);
-      float sum = 0;
-      for (const float s : sums) sum += s;
-      sum *= *static_cast<const float*>(alpha);
-      const std::int64_t at = static_cast<std::int64_t>(row) + static_cast<std::int64_t>(column) * ld.stride;
-      const float scale = *static_cast<const float*>(beta);
-      if (scale != 0) sum += scale * (ld.type == CUDA_R_32F ? static_cast<const float*>(c)[at] : bf16_at(c, at));
-      if (operation.epilogue == CUBLASLT_EPILOGUE_BIAS)
-        sum += bf16_at(operation.bias, static_cast<std::int64_t>(row));
-      if (ld.type == CUDA_R_32F)
-        static_cast<float*>(d)[at] = sum;
-      else
-        static_cast<__nv_bfloat16*>(d)[at] = __float2bfloat16_rn(sum);
+  const auto multiply = [=] {
+    for (std::uint64_t column = 0; column < ld.cols; ++column) {
+      for (std::uint64_t row = 0; row < ld.rows; ++row) {
+        const auto* left = static_cast<const __nv_bfloat16*>(a) + static_cast<std::int64_t>(row) * la.stride;
+        const auto* right =
+            static_cast<const __nv_bfloat16*>(b) + static_cast<std::int64_t>(column) * lb.stride;
+        float sums[8] = {};
+        for (std::uint64_t i = 0; i < la.rows; ++i)
+          sums[i % 8] += __bfloat162float(left[i]) * __bfloat162float(right[i]);
+        float sum = 0;
+        for (const float s : sums) sum += s;
+        sum *= factor;
+        const std::int64_t at =
+            static_cast<std::int64_t>(row) + static_cast<std::int64_t>(column) * ld.stride;
+        if (scale != 0)
+          sum += scale * (ld.type == CUDA_R_32F ? static_cast<const float*>(c)[at] : bf16_at(c, at));
+        if (operation.epilogue == CUBLASLT_EPILOGUE_BIAS)
+          sum += bf16_at(operation.bias, static_cast<std::int64_t>(row));
+        if (ld.type == CUDA_R_32F)
+          static_cast<float*>(d)[at] = sum;
+        else
+          static_cast<__nv_bfloat16*>(d)[at] = __float2bfloat16_rn(sum);
+      }
     }
-  }
+  };
+  if (!emulator::kept_for_graph(multiply)) multiply();
   return CUBLAS_STATUS_SUCCESS;
 }
 LACUNA_FAKE const char* cublasLtGetStatusString(cublasStatus_t) { return "emulated status"; }

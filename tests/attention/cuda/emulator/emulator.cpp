@@ -151,7 +151,11 @@ unsigned char* shared() {
   return shared_memory.data() + (1024 - address % 1024) % 1024;
 }
 
-void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
+void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel) {
+  if (capture != nullptr) {
+    kept_for_graph([=] { launch(blocks, threads, shared_bytes, kernel); });
+    return;
+  }
   const auto count = static_cast<std::size_t>(threads.x);
   if (threads.y != 1 || threads.z != 1 || count > kMaxWarps * 32)
     fail("blocks of this shape are not emulated", 0);
@@ -183,12 +187,14 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (emulator::kept_for_graph([=] { std::memcpy(to, from, bytes); })) return cudaSuccess;
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   return std::memset(to, value, bytes), cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  if (emulator::kept_for_graph([=] { std::memset(to, value, bytes); })) return cudaSuccess;
   return std::memset(to, value, bytes), cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }

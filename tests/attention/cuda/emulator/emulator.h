@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
+#include <vector>
 
 #undef __global__
 #undef __device__
@@ -44,7 +46,15 @@ unsigned alive();         ///< lanes of this warp that have not returned
 void* slot(int lane);     ///< where a lane of this warp leaves its operand of a collective, 64 bytes
 void next_collective();   ///< slots alternate, so one barrier per collective is enough
 unsigned char* shared();  ///< dynamic shared memory of the block
-void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, const std::function<void()>& kernel);
+void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel);
+
+/// While a graph is captured nothing runs: launches, copies and fills are kept for its replays.
+inline std::vector<std::function<void()>>* capture = nullptr;
+inline bool kept_for_graph(std::function<void()> work) {
+  if (capture == nullptr) return false;
+  capture->push_back(std::move(work));
+  return true;
+}
 
 /// Leaves `value` for the warp, waits for all lanes, and returns what `combine` makes of the slots.
 template <class T, class Combine>

@@ -23,7 +23,7 @@ def arguments(text):
 
 def launch(match):
     grid, block, shared = arguments(match.group(2))[:3]
-    return f"emulator::launch({grid}, {block}, {shared}, [&] {{ {match.group(1)}({match.group(3)}); }});"
+    return f"emulator::launch({grid}, {block}, {shared}, [=] {{ {match.group(1)}({match.group(3)}); }});"
 
 
 def translate(text):
