@@ -27,6 +27,7 @@ def launch(match):
 
 
 def translate(text):
+    text = text.replace("#include <cuda_runtime.h>\n", "")  # the emulator's functions stand in
     text = text.replace("extern __shared__ __align__(128) unsigned char raw[];", "unsigned char* raw = emulator::shared();")
     text = text.replace("static __global__", "static")
     text = re.sub(r"\b__shared__\b", "static", text)
