@@ -22,6 +22,11 @@ StrategySpec strategy(const std::string& json) { return parse_strategy(parse_jso
 
 constexpr const char* kSize = R"("head_dim": 64, "hidden_size": 128, "intermediate_size": 192)";
 
+/// What bfloat16 activations change in the logits of these models, whose random weights amplify every
+/// rounding: seen 0.007 to 0.041, the same for prefill and for decoding. A wrong page, position or head gives
+/// about 1.
+constexpr double kBfloat16Loss = 0.08;
+
 /// Root mean square of a - b over that of b.
 double relative_error(std::span<const float> a, std::span<const float> b) {
   double difference = 0, size = 0;
@@ -84,12 +89,13 @@ TEST_F(EngineDevices, EveryFamilyGivesTheCpusLogits) {
     const std::vector<Variant> variants = {variant("{}", 6)};
     const JobResult cpu = run(*cpu_, prompt, variants), cuda = run(*cuda_, prompt, variants);
     ASSERT_EQ(cuda.variants[0].error, "");
-    EXPECT_LT(relative_error(cuda.prompt_logits, cpu.prompt_logits), 0.02);
+    EXPECT_LT(relative_error(cuda.prompt_logits, cpu.prompt_logits), kBfloat16Loss);
     expect_counts(cuda.prefill_all, cpu.prefill_all);
     expect_counts(cuda.prefill_sparse, cpu.prefill_sparse);
     for (std::size_t t = 0;
          t < cpu.variants[0].logits.size() && cpu.variants[0].ids[t] == cuda.variants[0].ids[t]; ++t)
-      EXPECT_LT(relative_error(cuda.variants[0].logits[t], cpu.variants[0].logits[t]), 0.02) << "token " << t;
+      EXPECT_LT(relative_error(cuda.variants[0].logits[t], cpu.variants[0].logits[t]), kBfloat16Loss)
+          << "token " << t;
     expect_counts(cuda.variants[0].decode_all, cpu.variants[0].decode_all);
     expect_counts(cuda.variants[0].decode_sparse, cpu.variants[0].decode_sparse);
   }
@@ -120,14 +126,14 @@ TEST_F(EngineDevices, VariantsDecodeTogetherAsAlone) {
     ASSERT_EQ(together.variants[i].error, "");
     ASSERT_EQ(together.variants[i].ids, alone.variants[0].ids);
     for (std::size_t t = 0; t < alone.variants[0].logits.size(); ++t)
-      EXPECT_LT(relative_error(together.variants[i].logits[t], alone.variants[0].logits[t]), 0.02)
+      EXPECT_LT(relative_error(together.variants[i].logits[t], alone.variants[0].logits[t]), kBfloat16Loss)
           << "token " << t;
     EXPECT_NEAR(together.variants[i].decode_sparse.visited_cells,
                 alone.variants[0].decode_sparse.visited_cells,
                 0.02 * alone.variants[0].decode_sparse.visited_cells);
     EXPECT_EQ(together.variants[i].kv_bytes_resident, alone.variants[0].kv_bytes_resident);
     const JobResult cpu = run(*cpu_, prompt, std::span(&variants[i], 1));
-    EXPECT_LT(relative_error(alone.variants[0].logits[0], cpu.variants[0].logits[0]), 0.03);
+    EXPECT_LT(relative_error(alone.variants[0].logits[0], cpu.variants[0].logits[0]), kBfloat16Loss);
     EXPECT_EQ(alone.variants[0].decode_sparse.causal_cells, cpu.variants[0].decode_sparse.causal_cells);
   }
 }
