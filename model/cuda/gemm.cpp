@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "model/cuda/sizes.h"
+#include "model/cuda/skinny.h"
 
 namespace lacuna {
 
@@ -68,6 +69,7 @@ class GemmRunner::Impl {
   }
 
   void run(const GemmCall& call) {
+    if (call.rows <= kSkinnyRows) return run_skinny(call);
     const float alpha = 1.0f, beta = call.accumulate ? 1.0f : 0.0f;
     const Plan& plan = plan_of(call);
     if (call.bias != nullptr) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
@@ -77,6 +79,19 @@ class GemmRunner::Impl {
   }
 
  private:
+  void run_skinny(const GemmCall& call) const {
+    launch_skinny({.x = static_cast<const __nv_bfloat16*>(call.x),
+                   .w = static_cast<const __nv_bfloat16*>(call.w),
+                   .bias = static_cast<const __nv_bfloat16*>(call.bias),
+                   .y = call.y,
+                   .rows = static_cast<int>(call.rows),
+                   .inputs = static_cast<int>(call.inputs),
+                   .outputs = call.outputs,
+                   .accumulate = call.accumulate,
+                   .float_output = call.float_output},
+                  stream_);
+  }
+
   const Plan& plan_of(const GemmCall& call) {
     const PlanKey shape{call.rows, call.outputs, call.inputs, call.bias != nullptr, call.float_output};
     const auto found = plans_.find(shape);

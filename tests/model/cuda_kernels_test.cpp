@@ -347,9 +347,9 @@ class Products : public ::testing::Test {
 };
 
 TEST_F(Products, EqualDoublePrecisionForEveryShape) {
-  for (const std::int64_t rows : {1, 2, 3, 17, 130})
+  for (const std::int64_t rows : {1, 2, 8, 9, 17, 32, 33, 130})
     for (const std::int64_t outputs : {8, 40, 136})
-      for (const std::int64_t inputs : {8, 64, 1032}) check(rows, outputs, inputs, false, false, false);
+      for (const std::int64_t inputs : {8, 64, 1032, 2056}) check(rows, outputs, inputs, false, false, false);
   check(1, 4608, 3584, true, false, false);
 }
 
@@ -360,7 +360,7 @@ TEST_F(Products, AddBiasAndToWhatIsThere) {
 }
 
 TEST_F(Products, LogitsOfAnyVocabulary) {
-  for (const std::int64_t rows : {1, 4, 31})
+  for (const std::int64_t rows : {1, 4, 31, 40})
     for (const std::int64_t vocab : {1, 151, 1000, 1001}) check(rows, vocab, 256, false, false, true);
 }
 
@@ -370,6 +370,33 @@ TEST_F(Products, TheSameCallGivesTheSameBits) {
     EXPECT_EQ(check(rows, 512, 2048, true, true, false), first);
     gemm_ = std::make_unique<GemmRunner>(nullptr);  // another handle, asked anew
     EXPECT_EQ(check(rows, 512, 2048, true, true, false), first);
+  }
+}
+
+TEST_F(Products, ABatchGivesEachRowTheBitsItGetsAlone) {
+  constexpr std::int64_t kOutputs = 200, kInputs = 1544;
+  const auto w = random_bf16(size(kOutputs * kInputs), 1), x = random_bf16(size(32 * kInputs), 2),
+             bias = random_bf16(size(kOutputs), 3);
+  const DeviceVector<BFloat16> dw(w), dx(x), db(bias);
+  const auto run = [&](std::int64_t first, std::int64_t rows) {
+    const DeviceVector<float> y(size(rows * kOutputs));
+    gemm_->run({.x = raw(dx) + first * kInputs,
+                .w = dw.data(),
+                .bias = db.data(),
+                .y = y.data(),
+                .rows = rows,
+                .outputs = kOutputs,
+                .inputs = kInputs,
+                .float_output = true});
+    return y.download();
+  };
+  const auto all = run(0, 32);
+  for (const std::int64_t batch : {1, 3, 8, 11, 16, 20}) {
+    for (std::int64_t first = 0; first + batch <= 32; first += batch) {
+      const auto part = run(first, batch);
+      ASSERT_TRUE(std::equal(part.begin(), part.end(), all.begin() + first * kOutputs))
+          << "rows " << first << " to " << first + batch;
+    }
   }
 }
 
