@@ -69,7 +69,8 @@ class GemmRunner::Impl {
   }
 
   void run(const GemmCall& call) {
-    if (call.rows <= kSkinnyRows) return run_skinny(call);
+    if (call.path == GemmPath::kSkinny || (call.path == GemmPath::kAuto && call.rows <= kSkinnyRows))
+      return run_skinny(call);
     const float alpha = 1.0f, beta = call.accumulate ? 1.0f : 0.0f;
     const Plan& plan = plan_of(call);
     if (call.bias != nullptr) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
@@ -80,6 +81,7 @@ class GemmRunner::Impl {
 
  private:
   void run_skinny(const GemmCall& call) const {
+    LACUNA_CHECK(call.rows <= kSkinnyRows, "{} rows are not few", call.rows);
     launch_skinny({.x = static_cast<const __nv_bfloat16*>(call.x),
                    .w = static_cast<const __nv_bfloat16*>(call.w),
                    .bias = static_cast<const __nv_bfloat16*>(call.bias),

@@ -9,14 +9,18 @@
 
 namespace lacuna {
 
+/// Which way a product goes; kAuto takes kSkinny for up to kSkinnyRows rows.
+enum class GemmPath { kAuto, kSkinny, kLibrary };
+
 struct GemmCall {
   const void* x = nullptr;     ///< bf16 [rows, inputs]
   const void* w = nullptr;     ///< bf16 [outputs, inputs]
-  const void* bias = nullptr;  ///< bf16 [outputs] or null
+  const void* bias = nullptr;  ///< bf16 [outputs] or null; not for float32 y by kLibrary
   void* y = nullptr;           ///< [rows, outputs]
   std::int64_t rows = 0, outputs = 0, inputs = 0;
   bool accumulate = false;    ///< y += instead of y =; added in float32 before the one rounding
   bool float_output = false;  ///< y float32 instead of bf16
+  GemmPath path = GemmPath::kAuto;
 };
 
 /// Up to kSkinnyRows rows each row gets the bits it gets alone. cuBLASLt's algorithm of a shape is asked for
