@@ -83,7 +83,8 @@ MemoryPlan plan_memory(const ModelFacts& f, Device device, int tp, std::int64_t 
   const std::int64_t vocab = largest_vocab_share(f.vocab, tp);
 
   MemoryPlan plan;
-  plan.weights = stored * (f.layers * (h * (q + 2 * kv) + q * h + 3 * h * m) + 2 * vocab * h);
+  const int vocab_matrices = cuda && f.tied_embeddings ? 1 : 2;  // the CPU packs the head for its kernels
+  plan.weights = stored * (f.layers * (h * (q + 2 * kv) + q * h + 3 * h * m) + vocab_matrices * vocab * h);
   const auto cache_of = [&](std::int64_t length) {
     const std::int64_t window =
         f.sliding_layers > 0 ? std::min<std::int64_t>(length, f.sliding_window + kPageTokens) : 0;

@@ -31,7 +31,9 @@ class Loader {
     const std::string head =
         prefix_ == "language_model.model." ? "language_model.lm_head.weight" : "lm_head.weight";
     const MatrixSlice head_matrix = c_.tied_embeddings ? embedding : matrix(head, c_.vocab, hidden);
-    w.head = ops_.make_linear(std::array{rows(head_matrix, s_.vocab_begin, s_.vocab)}, {});
+    const MatrixSlice head_rows = rows(head_matrix, s_.vocab_begin, s_.vocab);
+    w.head = c_.tied_embeddings ? ops_.make_tied_head(w.embedding, head_rows)
+                                : ops_.make_linear(std::array{head_rows}, {});
     if (c_.tied_embeddings) used_.insert(head);  // some folders store the tied matrix twice
     refuse_surplus();
     count_bytes(w);

@@ -35,6 +35,7 @@ struct LinearWeight {
   std::int64_t outputs = 0, inputs = 0;
   DType dtype = DType::kF32;  ///< Of the stored elements.
   Buffer storage;
+  const void* shared = nullptr;  ///< CUDA: the elements, when an embedding owns them; storage is then empty.
   Tensor bias;  ///< [outputs], float32 on the CPU, bfloat16 on CUDA; or empty.
 };
 
@@ -148,6 +149,12 @@ class Ops {
   virtual LinearWeight make_linear(std::span<const MatrixSlice> parts,
                                    std::span<const MatrixSlice> biases) = 0;
   virtual EmbeddingWeight make_embedding(const MatrixSlice& rows, std::int64_t first_row) = 0;
+  /// The head of a model whose head is its embedding: `rows`, of which `embedding` was made, as a linear. May
+  /// share the embedding's memory, which must outlive it.
+  virtual LinearWeight make_tied_head(const EmbeddingWeight& embedding, const MatrixSlice& rows) {
+    (void)embedding;
+    return make_linear({&rows, 1}, {});
+  }
   /// float32 [n] = vector + offset (Gemma's norms multiply by 1 + w).
   virtual Tensor make_vector(const MatrixSlice& vector, float offset) = 0;
 
@@ -162,7 +169,7 @@ class Ops {
   virtual void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) = 0;
   /// y [n, outputs] = x [n, inputs] w^T + bias, or y += that when `accumulate`. Each row is computed in an
   /// order that does not depend on n or its place, so that a batch gives each row the bits it gets alone
-  /// (CPU).
+  /// (CPU; on CUDA up to 32 rows).
   virtual void linear(const TensorView& x, const LinearWeight& w, bool accumulate, const TensorView& y) = 0;
   /// The same into float32 y whatever the activation type (logits), then y = cap * tanh(y / cap) when cap >
   /// 0.

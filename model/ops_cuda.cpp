@@ -109,6 +109,7 @@ class CudaOps final : public Ops {
 
   LinearWeight make_linear(std::span<const MatrixSlice> parts, std::span<const MatrixSlice> biases) override;
   EmbeddingWeight make_embedding(const MatrixSlice& rows, std::int64_t first_row) override;
+  LinearWeight make_tied_head(const EmbeddingWeight& embedding, const MatrixSlice& rows) override;
   Tensor make_vector(const MatrixSlice& vector, float offset) override;
 
   void embed(const EmbeddingWeight& table, const TensorView& ids, float scale,
@@ -225,6 +226,18 @@ EmbeddingWeight CudaOps::make_embedding(const MatrixSlice& rows, std::int64_t fi
   return e;
 }
 
+LinearWeight CudaOps::make_tied_head(const EmbeddingWeight& embedding, const MatrixSlice& rows) {
+  LACUNA_CHECK(embedding.rows == rows.rows && embedding.hidden == rows.cols,
+               "[{}, {}] rows of an embedding of [{}, {}]", rows.rows, rows.cols, embedding.rows,
+               embedding.hidden);
+  LinearWeight w;
+  w.outputs = rows.rows;
+  w.inputs = rows.cols;
+  w.dtype = DType::kBF16;
+  w.shared = embedding.table.data;
+  return w;
+}
+
 Tensor CudaOps::make_vector(const MatrixSlice& vector, float offset) {
   Tensor out(Shape{vector.cols}, DType::kF32, Device::kCuda);
   loader_.load_floats(vector, offset, out.as<float>());
@@ -267,11 +280,13 @@ void CudaOps::rms_norm(const TensorView& x, const TensorView& weight, float eps,
 void CudaOps::multiply(const TensorView& x, const LinearWeight& w, bool accumulate, bool float_output,
                        void* y) {
   LACUNA_CHECK(x.shape[1] == w.inputs, "x has {} columns, the weight {} inputs", x.shape[1], w.inputs);
-  LACUNA_CHECK(w.storage.kind() == Buffer::Kind::kDevice, "a weight that is not on CUDA");
+  const void* weights = w.shared != nullptr ? w.shared : w.storage.data();
+  LACUNA_CHECK(w.shared != nullptr || w.storage.kind() == Buffer::Kind::kDevice,
+               "a weight that is not on CUDA");
   if (x.shape[0] == 0) return;
   const bool bias = !float_output && w.bias.data() != nullptr;
   gemm_.run({.x = bf16(x),
-             .w = w.storage.data(),
+             .w = weights,
              .bias = bias ? w.bias.data() : nullptr,
              .y = y,
              .rows = x.shape[0],

@@ -223,6 +223,23 @@ TEST_F(CudaOpsTest, LayersAgreeWithTheCpu) {
   }
 }
 
+TEST_F(CudaOpsTest, ATiedHeadIsTheEmbedding) {
+  constexpr std::int64_t kVocab = 50, kHidden = 64;
+  const auto w = random_bf16(size(kVocab * kHidden), 1);
+  const MatrixSlice rows{
+      .data = w.data(), .dtype = DType::kBF16, .rows = kVocab, .cols = kHidden, .row_stride = kHidden};
+  const EmbeddingWeight on_cuda = cuda_->make_embedding(rows, 0), on_cpu = cpu_->make_embedding(rows, 0);
+  const LinearWeight head = cuda_->make_tied_head(on_cuda, rows),
+                     cpu_head = cpu_->make_tied_head(on_cpu, rows);
+  EXPECT_EQ(head.storage.bytes(), 0u);
+  for (const std::int64_t n : {1, 40}) {
+    const Twin x = random(n, kHidden, 2), logits = floats(std::vector<float>(size(n * kVocab)), {n, kVocab});
+    cuda_->linear_f32(x.cuda.view(), head, 0, logits.cuda.view());
+    cpu_->linear_f32(x.cpu.view(), cpu_head, 0, logits.cpu.view());
+    expect_near(logits, 2e-6, 1e-4, "tied head");
+  }
+}
+
 HeadsView heads_of(const TensorView& x, int first, int heads, int head_dim) {
   return {.data = static_cast<std::byte*>(x.data) + size(first * head_dim) * size_of(x.dtype),
           .dtype = x.dtype,
