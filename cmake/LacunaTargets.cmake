@@ -39,8 +39,13 @@ endfunction()
 function(lacuna_register_test name)
   cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "COMMAND;ENV" ${ARGN})
   add_test(NAME ${name} COMMAND ${ARG_COMMAND} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  # Only GPU tests see GPUs: all others test the CPU on every machine alike.
+  set(hide_gpus)
+  if(NOT ARG_LABEL STREQUAL gpu)
+    set(hide_gpus "CUDA_VISIBLE_DEVICES=")
+  endif()
   # Exit code 77 means skipped: the test says in a line what is missing on this machine.
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT} SKIP_RETURN_CODE 77
-    ENVIRONMENT "LACUNA_BIN=$<TARGET_FILE:lacuna>;LACUNA_SOURCE_DIR=${PROJECT_SOURCE_DIR};${ARG_ENV}")
+    ENVIRONMENT "LACUNA_BIN=$<TARGET_FILE:lacuna>;LACUNA_SOURCE_DIR=${PROJECT_SOURCE_DIR};${hide_gpus};${ARG_ENV}")
   set_property(GLOBAL APPEND PROPERTY LACUNA_TEST_NAMES ${name})
 endfunction()

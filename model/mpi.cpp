@@ -78,7 +78,8 @@ void run_together(const MpiSession& session, const std::function<void()>& body) 
     mine[0] = static_cast<char>(static_cast<int>(e.kind()) + 1);
     std::string(e.what()).copy(mine.data() + 1, kBytes - 2);
   }
-  LACUNA_MPI(MPI_Allgather(mine.data(), narrow(kBytes), MPI_CHAR, all.data(), narrow(kBytes), MPI_CHAR, MPI_COMM_WORLD));
+  LACUNA_MPI(MPI_Allgather(mine.data(), narrow(kBytes), MPI_CHAR, all.data(), narrow(kBytes), MPI_CHAR,
+                           MPI_COMM_WORLD));
   for (int r = 0; r < session.size(); ++r) {
     const char* error = all.data() + static_cast<std::size_t>(r) * kBytes;
     if (error[0] == 0) continue;
@@ -87,6 +88,25 @@ void run_together(const MpiSession& session, const std::function<void()>& body) 
     std::this_thread::sleep_for(std::chrono::seconds(10));
     std::_Exit(exit_code(kind));
   }
+}
+
+std::vector<std::string> gather_texts(const MpiSession& session, const std::string& text) {
+  const auto ranks = static_cast<std::size_t>(session.size());
+  const int mine = narrow(text.size());
+  std::vector<int> sizes(ranks), offsets(ranks, 0);
+  LACUNA_MPI(MPI_Allgather(&mine, 1, MPI_INT, sizes.data(), 1, MPI_INT, MPI_COMM_WORLD));
+  std::size_t total = 0;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    offsets[r] = narrow(total);
+    total += static_cast<std::size_t>(sizes[r]);
+  }
+  std::string all(total, '\0');
+  LACUNA_MPI(MPI_Allgatherv(text.data(), mine, MPI_CHAR, all.data(), sizes.data(), offsets.data(), MPI_CHAR,
+                            MPI_COMM_WORLD));
+  std::vector<std::string> texts;
+  for (std::size_t r = 0; r < ranks; ++r)
+    texts.push_back(all.substr(static_cast<std::size_t>(offsets[r]), static_cast<std::size_t>(sizes[r])));
+  return texts;
 }
 
 MpiCommunicator::MpiCommunicator(MPI_Comm comm) {

@@ -33,9 +33,13 @@ class MpiSession {
 /// True when this process was started by mpirun or srun. Looks at the environment only.
 bool launched_by_mpi();
 
-/// Collective: runs `body` on every rank. When it throws on any rank, rank 0 throws the first error and the other ranks
-/// wait to be ended by rank 0's MPI_Abort, so that a mistake is reported once and not once per rank.
+/// Collective: runs `body` on every rank. When it throws on any rank, rank 0 throws the first error and the
+/// other ranks wait to be ended by rank 0's MPI_Abort, so that a mistake is reported once and not once per
+/// rank.
 void run_together(const MpiSession& session, const std::function<void()>& body);
+
+/// Collective: every rank's text, on every rank, in rank order.
+std::vector<std::string> gather_texts(const MpiSession& session, const std::string& text);
 
 /// Collectives over host memory. Sums are formed in rank order on one rank per slice of the data and then
 /// shared, so every rank holds the same bits, and the same team size gives the same bits on every run.

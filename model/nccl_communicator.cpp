@@ -155,8 +155,8 @@ class NcclCommunicator::Impl {
     const ncclResult_t status = ncclAllReduce(device, device, count, ncclBfloat16, ncclSum, comm_, stream);
     in_call_since_ = 0;
     if (status != ncclSuccess)
-      throw_library("NCCL: {}: sum of {} values: {}; the first message of any rank says what began it", name(),
-                    count, describe(status));
+      throw_library("NCCL: {}: sum of {} values: {}; the first message of any rank says what began it",
+                    name(), count, describe(status));
     ++sums_;
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     LACUNA_CUDA(cudaStreamIsCapturing(stream, &capture));
@@ -186,8 +186,7 @@ class NcclCommunicator::Impl {
       if (status != ncclSuccess) describe(status).copy(start.error, sizeof(start.error) - 1);
     }
     host_.broadcast(&start, sizeof(start), 0);
-    if (start.error[0] != '\0')
-      throw_library("NCCL: the team's first rank cannot start it: {}", start.error);
+    if (start.error[0] != '\0') throw_library("NCCL: the team's first rank cannot start it: {}", start.error);
 
     const auto state = std::make_shared<Join>();
     std::thread([state, device = device_, ranks = host_.size(), rank = host_.rank(), id = start.id] {
@@ -217,9 +216,10 @@ class NcclCommunicator::Impl {
       comm_ = nullptr;
       const bool same_gpu = first.find("Duplicate GPU") != std::string::npos;
       throw_library("NCCL {}: {}{}", version_, first,
-                    same_gpu ? "; this NCCL wants a GPU for each rank: start fewer ranks per node, or let ranks "
-                               "share a GPU with --share-gpu (sums then go through host memory)"
-                             : "; NCCL_DEBUG=INFO shows what NCCL tried");
+                    same_gpu
+                        ? "; this NCCL wants a GPU for each rank: start fewer ranks per node, or let ranks "
+                          "share a GPU with --share-gpu (sums then go through host memory)"
+                        : "; NCCL_DEBUG=INFO shows what NCCL tried");
     }
   }
 
@@ -243,7 +243,8 @@ class NcclCommunicator::Impl {
     {
       const std::lock_guard lock(failure_mutex_);
       failure_ = fmt::format(
-          "NCCL: {}: {}; another rank of the team died or is stuck (its own message says why); start again to "
+          "NCCL: {}: {}; another rank of the team died or is stuck (its own message says why); start again "
+          "to "
           "go on",
           name(), what);
     }
@@ -279,14 +280,15 @@ class NcclCommunicator::Impl {
     }
     if (failed_) return;
     ncclResult_t state = ncclSuccess;
-    if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess || (state != ncclSuccess && state != ncclInProgress))
+    if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess ||
+        (state != ncclSuccess && state != ncclInProgress))
       return give_up(fmt::format("asynchronous error: {}", describe(state)));
     if (!marked_) return;
     const cudaError_t status = cudaEventQuery(marker_);
     if (status == cudaErrorNotReady) {
       if (Clock::now() - marked_at_ > seconds(timeout_))
-        give_up(fmt::format("sum {} or what stands before it on the GPU has not ended within {} s", marked_sum_,
-                            timeout_));
+        give_up(fmt::format("sum {} or what stands before it on the GPU has not ended within {} s",
+                            marked_sum_, timeout_));
       return;
     }
     marked_ = false;  // a CUDA error surfaces where the caller synchronises

@@ -16,6 +16,18 @@ double now_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
+/// Collective: throws on every rank when one has an error.
+void agree_on_load(const std::string& error, const std::string& model, Communicator& communicator) {
+  std::vector<char> failed(at(communicator.size()));
+  const char mine = error.empty() ? 0 : 1;
+  communicator.all_gather(&mine, failed.data(), 1);
+  for (std::size_t r = 0; r < failed.size(); ++r) {
+    if (failed[r] != 0)
+      throw_resource("{}",
+                     error.empty() ? fmt::format("rank {} of the team cannot load {}", r, model) : error);
+  }
+}
+
 double sparsity(double visited, double causal) { return causal > 0 ? 1 - visited / causal : 0; }
 
 }  // namespace
@@ -35,19 +47,29 @@ void Executor::load(int load, Communicator& communicator) {
   } catch (const Error& e) {
     error = e.what();
   }
-  std::vector<char> failed(at(communicator.size()));
-  const char mine = error.empty() ? 0 : 1;
-  communicator.all_gather(&mine, failed.data(), 1);
-  for (std::size_t r = 0; r < failed.size(); ++r) {
-    if (failed[r] != 0)
-      throw_resource(
-          "{}", error.empty() ? fmt::format("rank {} of the team cannot load {}", r, model.name) : error);
+  agree_on_load(error, model.name, communicator);
+  // A rank may run out of memory alone.
+  try {
+    engine_ = load_engine(wanted, model, communicator);
+  } catch (const Error& e) {
+    if (e.kind() == ErrorKind::kLibrary || e.kind() == ErrorKind::kInternal) throw;
+    error = e.what();
   }
-  EngineOptions options{.folder = model.path, .device = device_, .rope_override = {}};
-  if (!wanted.rope.empty()) options.rope_override = wanted.rope;
-  engine_ = services_.load_engine(options, communicator, threads_);
+  agree_on_load(error, model.name, communicator);
   communicator_ = &communicator;
   loaded_ = load;
+}
+
+std::unique_ptr<Engine> Executor::load_engine(const ModelLoad& wanted, const SweepModel& model,
+                                              Communicator& communicator) const {
+  EngineOptions options{.folder = model.path, .device = device_, .rope_override = {}};
+  if (!wanted.rope.empty()) options.rope_override = wanted.rope;
+  if (rank_.sharing > 1 && device_ == Device::kCuda) {
+    const MemoryPlan plan =
+        services_.plan_memory(services_.read_facts(model.path), device_, communicator.size(), 1, 1, 1);
+    options.kv_bytes = kv_share(rank_, plan.weights);
+  }
+  return services_.load_engine(options, communicator, threads_);
 }
 
 void Executor::unload() {
@@ -64,6 +86,7 @@ Json Executor::facts() const {
   return {{"name", model.name},
           {"path", model.path},
           {"tp", communicator_->size()},
+          {"communicator", communicator_->kind()},
           {"device", name_of(device_)},
           {"dtype", device_ == Device::kCpu ? "float32" : "bfloat16"},
           {"stored_dtype", f.dtype},
@@ -212,6 +235,11 @@ std::vector<SampleRecord> Executor::run(const JobOrder& order, int attempt, int 
       if (std::string_view(e.what()) == "cancelled") return {};
       if (e.kind() == ErrorKind::kLibrary) throw;
       error = e.what();
+      // Its working memory may fill the device now; the next job loads the model anew.
+      if (e.kind() == ErrorKind::kResource && device_ == Device::kCuda) {
+        engine_.reset();
+        loaded_ = -1;
+      }
     }
   }
   std::vector<SampleRecord> records;

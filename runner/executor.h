@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "runner/launch.h"
 #include "runner/sample_record.h"
 #include "runner/services.h"
 #include "sweeps/cells.h"
@@ -25,14 +26,21 @@ struct JobOrder {
 /// only.
 class Executor {
  public:
-  Executor(const Sweep& sweep, const Grid& grid, const ModelServices& services, Device device,
+  Executor(const Sweep& sweep, const Grid& grid, const ModelServices& services, const RankFacts& rank,
            ThreadPool& threads)
-      : sweep_(sweep), grid_(grid), services_(services), device_(device), threads_(threads) {}
+      : sweep_(sweep),
+        grid_(grid),
+        services_(services),
+        rank_(rank),
+        device_(rank.device),
+        threads_(threads) {}
 
   /// Loads a model unless it is loaded on this communicator already. Collective. Throws on every rank alike.
   void load(int load, Communicator& communicator);
   /// Forgets the loaded model: before its communicator goes away.
   void unload();
+  /// False too after a job ran out of device memory: what it held goes back before the next one.
+  bool loaded() const { return engine_ != nullptr; }
   /// Facts of what is loaded, for provenance: rank 0's.
   nlohmann::json facts() const;
 
@@ -43,6 +51,8 @@ class Executor {
                                 const std::function<bool()>& cancelled);
 
  private:
+  std::unique_ptr<Engine> load_engine(const ModelLoad& wanted, const SweepModel& model,
+                                      Communicator& communicator) const;
   struct Prompt {
     std::vector<TokenId> ids;
     nlohmann::json gold;
@@ -58,6 +68,7 @@ class Executor {
   const Sweep& sweep_;
   const Grid& grid_;
   const ModelServices& services_;
+  const RankFacts rank_;
   Device device_;
   ThreadPool& threads_;
   int loaded_ = -1;

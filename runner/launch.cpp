@@ -9,15 +9,19 @@
 #include <cstring>
 #include <ctime>
 #include <fstream>
+#include <map>
 #include <random>
 
 #include "core/error.h"
 #include "core/file.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "core/text.h"
 #include "core/thread_pool.h"
-#if LACUNA_HAS_CUDA
+#if LACUNA_HAS_CUDA_ENGINE
 #include <cuda_runtime_api.h>
+
+#include "core/cuda.h"
 #endif
 
 namespace lacuna {
@@ -42,12 +46,37 @@ std::int64_t available_host_memory() {
   return bytes;
 }
 
-#if LACUNA_HAS_CUDA
-int cuda_devices() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  (void)cudaGetLastError();
-  return 0;
+#if LACUNA_HAS_CUDA_ENGINE
+/// The kernel module's version, as the driver tells it.
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  std::string line;
+  if (!std::getline(file, line)) return {};
+  // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  ..."
+  for (const std::string& word : split(line, ' ')) {
+    if (!word.empty() && std::isdigit(static_cast<unsigned char>(word[0])) != 0 &&
+        word.find('.') != std::string::npos)
+      return word;
+  }
+  return {};
+}
+
+RankFacts claim_gpu(const DeviceChoice& choice, RankFacts facts) {
+  LACUNA_CUDA(cudaSetDevice(choice.gpu));
+  cudaDeviceProp properties{};
+  LACUNA_CUDA(cudaGetDeviceProperties(&properties, choice.gpu));
+  char bus[32] = {};
+  LACUNA_CUDA(cudaDeviceGetPCIBusId(bus, sizeof(bus), choice.gpu));
+  std::size_t free = 0, total = 0;
+  LACUNA_CUDA(cudaMemGetInfo(&free, &total));
+  facts.device = Device::kCuda;
+  facts.device_name = properties.name;
+  facts.gpu = fmt::format("{}, compute capability {}.{}", bus, properties.major, properties.minor);
+  facts.driver = driver_version();
+  facts.sharing = choice.sharing;
+  // A twentieth stays free for the libraries' own needs.
+  facts.memory = static_cast<std::int64_t>(0.95 * static_cast<double>(free)) / choice.sharing;
+  return facts;
 }
 #endif
 
@@ -71,43 +100,114 @@ std::string new_launch_name() {
   return fmt::format("{}-{}-{}-{:04x}", std::string(stamp, length), host, ::getpid(), random() & 0xffffU);
 }
 
-RankFacts claim_device(const std::string& wanted, int local_rank, int local_ranks) {
-  RankFacts facts;
-  facts.host = host_name();
-  facts.threads = std::max(1, default_threads() / local_ranks);
-#if LACUNA_HAS_CUDA
-  const int devices = wanted == "cpu" ? 0 : cuda_devices();
-  LACUNA_REQUIRE(wanted != "cuda" || devices > 0, "device cuda is wanted, but {} has no usable GPU",
-                 facts.host);
-  if (devices > 0) {
-    const int index = local_rank % devices;
-    LACUNA_CUDA(cudaSetDevice(index));
+RankSight look_around(const std::string& wanted) {
+  RankSight sight{.host = host_name(), .gpus = {}};
+#if LACUNA_HAS_CUDA_ENGINE
+  if (wanted == "cpu" || !cuda_engine_usable()) return sight;
+  for (int i = 0; i < cuda_device_count(); ++i) {
+    // Never throws: other ranks wait to hear what this one sees.
     cudaDeviceProp properties{};
-    LACUNA_CUDA(cudaGetDeviceProperties(&properties, index));
-    std::size_t free = 0, total = 0;
-    LACUNA_CUDA(cudaMemGetInfo(&free, &total));
-    const int sharing = (local_ranks + devices - 1 - index % devices) / devices;
-    facts.device = Device::kCuda;
-    facts.device_name = properties.name;
-    // A twentieth stays free for the libraries' own needs.
-    facts.memory = static_cast<std::int64_t>(0.95 * static_cast<double>(free)) / std::max(1, sharing);
-    return facts;
+    if (const cudaError_t status = cudaGetDeviceProperties(&properties, i); status != cudaSuccess) {
+      (void)cudaGetLastError();
+      log::warning("GPU {} cannot be used: {}", i, cudaGetErrorString(status));
+      sight.gpus.clear();
+      break;
+    }
+    std::string id;
+    for (const char byte : properties.uuid.bytes)
+      id += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+    sight.gpus.push_back(std::move(id));
   }
 #else
-  LACUNA_REQUIRE(wanted != "cuda", "device cuda is wanted, but this program was built without CUDA");
-  (void)local_rank;
+  (void)wanted;
+#endif
+  return sight;
+}
+
+Json to_json(const RankSight& sight) { return {{"host", sight.host}, {"gpus", sight.gpus}}; }
+
+RankSight rank_sight_from(const Json& json) {
+  return {.host = json_get<std::string>(json, "host", "rank"),
+          .gpus = json_get<std::vector<std::string>>(json, "gpus", "rank")};
+}
+
+DeviceChoice choose_device(std::span<const RankSight> ranks, int rank) {
+  const RankSight& own = ranks[static_cast<std::size_t>(rank)];
+  std::map<std::string, int> taken;
+  std::string mine;
+  DeviceChoice choice;
+  choice.local_ranks = 0;
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    if (ranks[r].host != own.host) continue;
+    const bool is_own = static_cast<int>(r) == rank;
+    if (is_own) choice.local_rank = choice.local_ranks;
+    ++choice.local_ranks;
+    int best = -1;
+    for (std::size_t g = 0; g < ranks[r].gpus.size(); ++g) {
+      const int users = taken.try_emplace(ranks[r].gpus[g], 0).first->second;
+      if (best < 0 || users < taken[ranks[r].gpus[static_cast<std::size_t>(best)]])
+        best = static_cast<int>(g);
+    }
+    if (best < 0) continue;
+    const std::string& gpu = ranks[r].gpus[static_cast<std::size_t>(best)];
+    ++taken[gpu];
+    if (is_own) {
+      choice.gpu = best;
+      mine = gpu;
+    }
+  }
+  choice.gpus = static_cast<int>(taken.size());
+  if (choice.gpu >= 0) choice.sharing = taken[mine];
+  return choice;
+}
+
+RankFacts claim_device(const std::string& wanted, const DeviceChoice& choice, bool share_gpu) {
+  RankFacts facts;
+  facts.host = host_name();
+  facts.threads = std::max(1, default_threads() / choice.local_ranks);
+#if LACUNA_HAS_CUDA_ENGINE
+  LACUNA_REQUIRE(wanted != "cuda" || choice.gpu >= 0, "device cuda is wanted, but {} has no usable GPU",
+                 facts.host);
+  if (wanted != "cpu" && choice.gpu >= 0) {
+    LACUNA_REQUIRE(choice.sharing == 1 || share_gpu,
+                   "{} ranks on {}, but {} GPU{} for them: start one rank per GPU (there at most {}), or let "
+                   "ranks share a GPU with --share-gpu; --device cpu runs without GPUs",
+                   choice.local_ranks, facts.host, choice.gpus, choice.gpus == 1 ? "" : "s", choice.gpus);
+    return claim_gpu(choice, std::move(facts));
+  }
+#else
+  LACUNA_REQUIRE(wanted != "cuda",
+                 "device cuda is wanted, but this program was built without the CUDA engine");
+  (void)share_gpu;
 #endif
   facts.device_name = fmt::format("{} threads", facts.threads);
-  facts.memory = static_cast<std::int64_t>(0.9 * static_cast<double>(available_host_memory())) / local_ranks;
+  facts.memory =
+      static_cast<std::int64_t>(0.9 * static_cast<double>(available_host_memory())) / choice.local_ranks;
   return facts;
 }
 
+RankFacts claim_device(const std::string& wanted, int local_rank, int local_ranks) {
+  const std::vector<RankSight> ranks(static_cast<std::size_t>(local_ranks), look_around(wanted));
+  return claim_device(wanted, choose_device(ranks, local_rank), true);
+}
+
+std::int64_t kv_share(const RankFacts& facts, std::int64_t weights) {
+  if (facts.device == Device::kCpu || facts.sharing == 1) return 0;
+  const std::int64_t left = facts.memory - weights;
+  if (left <= 0)
+    throw_resource("the weights of a rank are {}, but its share of a GPU used by {} ranks is {}",
+                   format_bytes(static_cast<double>(weights)), facts.sharing,
+                   format_bytes(static_cast<double>(facts.memory)));
+  // The rest is for activations and workspace.
+  return std::max<std::int64_t>(1, left / 10 * 7);
+}
+
 Json to_json(const RankFacts& f) {
-  return {{"host", f.host},
-          {"device", name_of(f.device)},
-          {"device_name", f.device_name},
-          {"memory", f.memory},
-          {"threads", f.threads}};
+  Json json = {{"host", f.host},     {"device", name_of(f.device)}, {"device_name", f.device_name},
+               {"memory", f.memory}, {"threads", f.threads},        {"sharing", f.sharing}};
+  if (!f.gpu.empty()) json["gpu"] = f.gpu;
+  if (!f.driver.empty()) json["driver"] = f.driver;
+  return json;
 }
 
 RankFacts rank_facts_from(const Json& json) {
@@ -117,6 +217,9 @@ RankFacts rank_facts_from(const Json& json) {
   f.device = json_get<std::string>(json, "device", "rank") == "cuda" ? Device::kCuda : Device::kCpu;
   f.memory = json_get<std::int64_t>(json, "memory", "rank");
   f.threads = json_get<int>(json, "threads", "rank");
+  f.sharing = json_get_or<int>(json, "sharing", 1, "rank");
+  f.gpu = json_get_or<std::string>(json, "gpu", "", "rank");
+  f.driver = json_get_or<std::string>(json, "driver", "", "rank");
   return f;
 }
 

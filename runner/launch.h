@@ -2,7 +2,9 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "model/engine.h"
 #include "runner/run_folder.h"
@@ -13,16 +15,46 @@ namespace lacuna {
 std::string new_launch_name();
 std::string host_name();
 
-/// What one rank runs on; also chooses its device (rank r of a host takes GPU r modulo the number there).
+/// What one rank sees before it chooses: its host, and the GPUs it may use, each by its universal id.
+struct RankSight {
+  std::string host;
+  std::vector<std::string> gpus;
+};
+/// Sees no GPU when `wanted` ("auto", "cpu" or "cuda") is cpu, or when this build cannot use one.
+RankSight look_around(const std::string& wanted);
+nlohmann::json to_json(const RankSight& sight);
+RankSight rank_sight_from(const nlohmann::json& json);
+
+/// Where one rank stands among those of its host.
+struct DeviceChoice {
+  int local_rank = 0, local_ranks = 1;
+  int gpu = -1;     ///< Number by which this rank's CUDA knows it; -1: there is none.
+  int gpus = 0;     ///< Different GPUs that the host's ranks see.
+  int sharing = 1;  ///< Ranks of the host on the same GPU, this one included.
+};
+/// The same on every rank: in rank order, each takes the GPU it sees that the fewest ranks took before, the
+/// lowest number first. So rank r takes GPU r where all see all, and its own where each sees one.
+DeviceChoice choose_device(std::span<const RankSight> ranks, int rank);
+
+/// What one rank runs on.
 struct RankFacts {
   std::string host, device_name;
   Device device = Device::kCpu;
   std::int64_t memory = 0;  ///< Bytes that this rank's jobs may use.
   int threads = 1;
+  int sharing = 1;     ///< Ranks on this GPU.
+  std::string gpu;     ///< "0000:18:00.0, compute capability 9.0"; empty on the CPU.
+  std::string driver;  ///< Of the GPU, "580.159.04"; empty where the system does not say.
 };
-/// `local_rank` of `local_ranks` on this host. `wanted`: "auto", "cpu" or "cuda"; throws kUsage when there is
-/// no such device.
+/// Makes the rank's GPU current, before anything else uses CUDA. Throws kUsage when `wanted` cannot be had,
+/// or when ranks would share a GPU without `share_gpu`.
+RankFacts claim_device(const std::string& wanted, const DeviceChoice& choice, bool share_gpu);
+/// For a process alone that plans for `local_ranks` ranks of its host: what rank `local_rank` would get.
 RankFacts claim_device(const std::string& wanted, int local_rank, int local_ranks);
+/// Most bytes of KV cache for a rank that shares its GPU (0, no limit of its own, for one that does not), so
+/// that the ranks leave each other room. `weights`: bytes of this rank's shard. Throws kResource when not
+/// even they fit into its share.
+std::int64_t kv_share(const RankFacts& facts, std::int64_t weights);
 nlohmann::json to_json(const RankFacts& facts);
 RankFacts rank_facts_from(const nlohmann::json& json);
 

@@ -180,6 +180,14 @@ Json known_models(const Json& launches) {
   return known;
 }
 
+/// `wanted`, or for "auto" the one device that all models of the sweep ask for, if they do.
+std::string device_of(const Sweep& sweep, const std::string& wanted) {
+  if (wanted != "auto" || sweep.models.empty()) return wanted;
+  const std::string& first = sweep.models.front().device;
+  return std::ranges::all_of(sweep.models, [&](const SweepModel& m) { return m.device == first; }) ? first
+                                                                                                   : wanted;
+}
+
 /// What all ranks must agree on before work begins; travels as JSON.
 struct Setup {
   Json sweep;
@@ -428,23 +436,26 @@ int run_sweep(const RunOptions& options, const ModelServices& services, Transpor
     head.emplace(options, services, transport);
     head->open();
   }
-  // Which ranks share a host decides devices, threads and memory.
-  Json hosts = Json::array();
-  for (const auto& host : transport.gather(host_name())) hosts.push_back(host);
+  // Which ranks share a host and which GPUs they see decides devices, threads and memory.
+  Json sights = Json::array();
+  for (const auto& sight : transport.gather(to_json(look_around(options.device)).dump()))
+    sights.push_back(parse_json(sight, "rank"));
   Json plan;
   if (is_head) {
     const Setup setup = head->setup();
-    plan = {{"sweep", setup.sweep},     {"out", setup.out},     {"launch", setup.launch},
-            {"attempt", setup.attempt}, {"known", setup.known}, {"hosts", hosts}};
+    plan = {{"sweep", setup.sweep},
+            {"out", setup.out},
+            {"launch", setup.launch},
+            {"attempt", setup.attempt},
+            {"known", setup.known},
+            {"sights", sights},
+            {"device", device_of(head->sweep(), options.device)}};
   }
   plan = parse_json(transport.broadcast(plan.dump()), "the run's setup");
-  int local_rank = 0, local_ranks = 0;
-  for (int r = 0; r < transport.ranks(); ++r) {
-    if (plan["hosts"][at(r)] != plan["hosts"][at(transport.rank())]) continue;
-    if (r < transport.rank()) ++local_rank;
-    ++local_ranks;
-  }
-  const RankFacts facts = claim_device(options.device, local_rank, local_ranks);
+  std::vector<RankSight> ranks;
+  for (const auto& sight : plan["sights"]) ranks.push_back(rank_sight_from(sight));
+  const RankFacts facts = claim_device(plan["device"].get<std::string>(),
+                                       choose_device(ranks, transport.rank()), options.share_gpu);
   std::vector<RankFacts> all;
   for (const auto& text : transport.gather(to_json(facts).dump()))
     all.push_back(rank_facts_from(parse_json(text, "rank")));
@@ -465,7 +476,7 @@ int run_sweep(const RunOptions& options, const ModelServices& services, Transpor
                               .services = &services,
                               .files = &real_file_system(),
                               .threads = &threads,
-                              .device = facts.device,
+                              .rank = facts,
                               .journal = RunPaths(plan["out"].get<std::string>()).journal(),
                               .launch = plan["launch"].get<std::string>(),
                               .attempt = plan["attempt"].get<int>(),

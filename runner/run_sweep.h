@@ -13,7 +13,8 @@ struct RunOptions {
   std::string sweep;                   ///< File; empty: the one that OUT was run with.
   std::vector<std::string> overrides;  ///< "key=value"
   std::string out;
-  std::string device = "auto";       ///< auto, cpu or cuda
+  std::string device = "auto";       ///< auto (what the sweep's models ask for, else a GPU), cpu or cuda
+  bool share_gpu = false;            ///< Several ranks may use one GPU.
   int shard = 0, shards = 1;         ///< Do the jobs of one shard of `shards`.
   bool retry = false;                ///< Run again what failed.
   bool share_prefills = true;        ///< false: one cell per job, to measure what sharing saves.

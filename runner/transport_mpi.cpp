@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "model/mpi.h"
+#include "model/team_communicator.h"
 #include "runner/transport.h"
 
 namespace lacuna {
@@ -104,7 +105,7 @@ class MpiTransport final : public Transport {
   }
   std::unique_ptr<Endpoint> rank_endpoint() override { return std::make_unique<MpiEndpoint>(comm_, false); }
 
-  std::unique_ptr<Communicator> make_team(const std::vector<int>& ranks, int team, bool) override {
+  std::unique_ptr<Communicator> make_team(const std::vector<int>& ranks, int team, bool cuda) override {
     if (ranks.size() == 1) return std::make_unique<SelfCommunicator>();
     MPI_Group world = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
     MPI_Comm comm = MPI_COMM_NULL;
@@ -115,7 +116,7 @@ class MpiTransport final : public Transport {
     MPI_Group_free(&group);
     MPI_Group_free(&world);
     MpiSession::return_errors(comm);
-    auto communicator = std::make_unique<MpiCommunicator>(comm);  // duplicates it
+    auto communicator = make_team_communicator(comm, cuda ? Device::kCuda : Device::kCpu);
     LACUNA_MPI(MPI_Comm_free(&comm));
     return communicator;
   }

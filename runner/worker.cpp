@@ -32,7 +32,7 @@ class Worker {
   explicit Worker(const WorkerContext& context)
       : c_(context),
         endpoint_(context.transport->rank_endpoint()),
-        executor_(*context.sweep, *context.grid, *context.services, context.device, *context.threads),
+        executor_(*context.sweep, *context.grid, *context.services, context.rank, *context.threads),
         journal_(*context.files, context.journal,
                  fmt::format("{}-r{:05d}.jsonl", context.launch, context.transport->rank())) {}
 
@@ -54,7 +54,7 @@ class Worker {
     if (ranks != ranks_) {
       executor_.unload();
       team_communicator_.reset();
-      team_communicator_ = c_.transport->make_team(ranks, team_, c_.device == Device::kCuda);
+      team_communicator_ = c_.transport->make_team(ranks, team_, c_.rank.device == Device::kCuda);
       ranks_ = ranks;
     }
     const bool leads = team_communicator_->rank() == 0;
@@ -105,7 +105,7 @@ class Worker {
 
   bool load(const JobOrder& order, bool leads) {
     try {
-      if (order.load != loaded_ || ranks_ != loaded_by_) {
+      if (order.load != loaded_ || ranks_ != loaded_by_ || !executor_.loaded()) {
         executor_.load(order.load, *team_communicator_);
         loaded_ = order.load;
         loaded_by_ = ranks_;

@@ -16,7 +16,7 @@ struct WorkerContext {
   const ModelServices* services = nullptr;
   FileSystem* files = nullptr;
   ThreadPool* threads = nullptr;
-  Device device = Device::kCpu;
+  RankFacts rank;       ///< What this rank runs on.
   std::string journal;  ///< Folder.
   std::string launch;   ///< Name of this launch: part of the journal's file names.
   int attempt = 0;

@@ -15,8 +15,10 @@
 #include "model/chat.h"
 #include "model/engine.h"
 #include "model/mpi.h"
+#include "model/team_communicator.h"
 #include "runner/commands/commands.h"
 #include "runner/commands/layer_picture.h"
+#include "runner/launch.h"
 #include "sweeps/document.h"
 
 namespace lacuna {
@@ -28,7 +30,7 @@ struct GenerateOptions {
   int max_tokens = 128, threads = 0, picture_layer = 0, picture_head = 0;
   float temperature = 0, top_p = 1;
   std::uint64_t seed = 0;
-  bool ignore_stop = false, print_ids = false, stats = false;
+  bool ignore_stop = false, print_ids = false, stats = false, share_gpu = false;
 };
 
 /// "@FILE" is the file's content, all else itself.
@@ -56,10 +58,12 @@ std::vector<TokenId> parse_ids(const std::string& given) {
 
 bool has_tokenizer(const std::string& folder) { return std::filesystem::exists(folder + "/tokenizer.json"); }
 
-Device parse_device(const std::string& name) {
-  if (name == "cuda") return Device::kCuda;
-  LACUNA_REQUIRE(name == "auto" || name == "cpu", "--device: '{}' is not one of auto, cpu, cuda", name);
-  return name == "auto" && cuda_engine_usable() ? Device::kCuda : Device::kCpu;
+/// Collective over all ranks: each one's device, made current.
+RankFacts claim(const GenerateOptions& options, const MpiSession& session) {
+  std::vector<RankSight> ranks;
+  for (const std::string& text : gather_texts(session, to_json(look_around(options.device)).dump()))
+    ranks.push_back(rank_sight_from(parse_json(text, "rank")));
+  return claim_device(options.device, choose_device(ranks, session.rank()), options.share_gpu);
 }
 
 std::vector<TokenId> prompt_ids(const GenerateOptions& options, const Tokenizer* tokenizer) {
@@ -105,12 +109,10 @@ void generate(const GenerateOptions& options) {
   std::optional<MpiSession> session(std::in_place);
   log::configure(session->rank(), session->size());
   const bool speaks = session->rank() == 0;
+  RankFacts rank;
   std::unique_ptr<Communicator> team;
-  if (session->size() > 1) {
-    team = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD);
-  } else {
-    team = std::make_unique<SelfCommunicator>();
-  }
+  run_together(*session, [&] { rank = claim(options, *session); });
+  run_together(*session, [&] { team = make_team_communicator(MPI_COMM_WORLD, rank.device); });
 
   std::optional<Tokenizer> tokenizer;
   std::vector<TokenId> ids;
@@ -119,8 +121,7 @@ void generate(const GenerateOptions& options) {
   std::unique_ptr<Engine> engine;
   run_together(*session, [&] {
     // Ranks of one machine share its cores.
-    threads = std::make_unique<ThreadPool>(
-        options.threads > 0 ? options.threads : std::max(1, default_threads() / session->size()));
+    threads = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : rank.threads);
     const Json given = options.strategy.empty()
                            ? Json::object()
                            : Document::parse(text_or_file(options.strategy), "--strategy").root();
@@ -128,8 +129,12 @@ void generate(const GenerateOptions& options) {
     check_combination(strategy, "--strategy");
     if (has_tokenizer(options.model)) tokenizer = Tokenizer::load(options.model);
     ids = prompt_ids(options, tokenizer ? &*tokenizer : nullptr);
-    EngineOptions engine_options{
-        .folder = options.model, .device = parse_device(options.device), .rope_override = {}};
+    EngineOptions engine_options{.folder = options.model, .device = rank.device, .rope_override = {}};
+    if (rank.sharing > 1) {
+      const ModelFacts facts = read_model_facts(options.model);
+      engine_options.kv_bytes =
+          kv_share(rank, plan_memory(facts, rank.device, session->size(), 1, 1, 1).weights);
+    }
     if (!options.rope.empty()) engine_options.rope_override = text_or_file(options.rope);
     engine = Engine::load(engine_options, *team, *threads);
   });
@@ -220,6 +225,8 @@ void add_generate_command(CLI::App& app) {
   verb->add_option("--device", options->device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  verb->add_flag("--share-gpu", options->share_gpu,
+                 "Let several ranks use one GPU, each with its share of the memory");
   verb->add_option("--threads", options->threads,
                    "Threads per rank; 0: the machine's cores shared among the ranks")
       ->check(CLI::Range(0, 4096))

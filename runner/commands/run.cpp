@@ -42,6 +42,8 @@ void add_common(CLI::App& verb, const std::shared_ptr<Given>& given) {
   verb.add_option("--device", given->options.device, "auto (GPU where there is one), cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  verb.add_flag("--share-gpu", given->options.share_gpu,
+                "Let several ranks use one GPU, each with its share of the memory");
   verb.add_option("--results-every", given->options.results_seconds,
                   "Seconds between rebuilds of results.h5 while running")
       ->check(CLI::PositiveNumber)
