@@ -49,7 +49,8 @@ Simulation simulate_plan(const Sweep& sweep, const Grid& grid, const Preflight& 
   for (const auto& load : grid.loads) {
     const int tp = sweep.models[at(load.model)].tp;
     const auto& shape = preflight.models[at(load.model)].shape;
-    models.push_back({tp, shape ? load_seconds(*shape, tp, element_bytes(hardware.device)) : 0});
+    models.push_back(
+        {tp, shape ? load_seconds(*shape, tp, element_bytes(hardware.device), hardware.profile) : 0});
   }
   std::vector<Scheduler::Group> groups;
   for (std::size_t g = 0; g < grid.groups.size(); ++g) {
@@ -87,8 +88,9 @@ PlanReport make_plan(const Sweep& sweep, const Hardware& hardware, const ModelSe
   PlanReport report;
   report.sweep = sweep;
   report.hardware = hardware;
+  report.answer_tokens = options.answer_tokens;
   Grid grid = expand(sweep, {.share_prefills = options.share_prefills});
-  const Preflight preflight = check_sweep(sweep, grid, services, hardware, true);
+  const Preflight preflight = check_sweep(sweep, grid, services, hardware, true, options.answer_tokens);
   std::map<std::string, int> reasons;
   for (std::size_t i = 0; i < grid.cells.size(); ++i) {
     if (!preflight.cell_problem[i].empty()) ++reasons[preflight.cell_problem[i]];
@@ -158,9 +160,12 @@ std::string to_text(const PlanReport& r) {
   text += "\n";
   for (const auto& part : r.lengths) text += row(part);
   text += "\n" + row(r.total);
-  text += fmt::format(
-      "  Hours by the profile '{}', every answer max_new_tokens long{}.\n", r.hardware.profile.name,
-      r.hardware.profile.name.ends_with("-peak") ? "; a data sheet's peak, so a lower bound" : "");
+  text += fmt::format("  Hours by the profile '{}', every answer {} long{}.\n", r.hardware.profile.name,
+                      r.answer_tokens > 0 ? fmt::format("{:g} tokens", r.answer_tokens) : "max_new_tokens",
+                      r.hardware.profile.name.ends_with("-peak") ? "; a data sheet's peak, so a lower bound"
+                      : !r.hardware.profile.measured.empty()
+                          ? "; measured " + r.hardware.profile.measured
+                          : "; a guess: `lacuna bench --profile FILE` measures");
 
   if (!r.memory.empty()) {
     text += fmt::format("\n  memory per rank {:>14} {:>3} {:>6} {:>10} {:>10} {:>12} {:>10} {:>10}\n",
@@ -208,6 +213,8 @@ Json to_json(const PlanReport& r) {
        {{"shared", r.total.jobs}, {"alone", r.prefills_alone}, {"most_cells_per_prefill", r.most_shared}}},
       {"hardware",
        {{"profile", r.hardware.profile.name},
+        {"measured", r.hardware.profile.measured},
+        {"answer_tokens", r.answer_tokens},
         {"ranks", r.hardware.ranks},
         {"memory", r.hardware.memory},
         {"device", name_of(r.hardware.device)}}},

@@ -39,12 +39,14 @@ struct PlanReport {
   std::vector<std::string> notes;
   std::optional<Simulation> simulation;
   double plan_seconds = 0;
+  double answer_tokens = 0;  ///< As in PlanOptions.
 };
 
 struct PlanOptions {
   bool simulate = false;
   int gpus_per_node = 8;
   bool share_prefills = true;
+  double answer_tokens = 0;  ///< Length of an answer in estimates of time; 0: max_new_tokens.
 };
 
 PlanReport make_plan(const Sweep& sweep, const Hardware& hardware, const ModelServices& services,

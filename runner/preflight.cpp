@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "core/error.h"
 #include "core/json.h"
 #include "core/text.h"
+#include "sweeps/profile.h"
 #include "tasks/task.h"
 
 namespace lacuna {
@@ -159,29 +161,55 @@ class MemoryCheck {
   const std::vector<ModelCheck>& models_;
 };
 
+/// What a method's own parameters say about the cost of choosing.
+IndexParams index_params(const MethodSpec& spec, double bytes) {
+  IndexParams params{.element_bytes = bytes};
+  const Json given = spec.params.to_json();
+  for (const char* name : {"chunk_size", "block"}) params.block = given.value(name, params.block);
+  params.window = given.value("window", params.window);
+  return params;
+}
+
 JobCost estimate(const Grid& grid, const JobGroup& group, const ModelShape& shape, int tp,
-                 const Hardware& hardware) {
+                 const Hardware& hardware, double answer_tokens) {
   JobCost cost;
   const double bytes = element_bytes(hardware.device);
   const auto tokens = static_cast<double>(group.length);
   const StrategySpec& first = grid.specs[at(group.prefill_spec)];
   const Budget& level = grid.cells[at(group.cells.front())].level;
-  const auto prefill =
-      causal_prefill_flops(shape, tokens, intended_sparsity(first, level, group.length).prefill,
-                           index_cost(first.prefill.method, shape, tokens).prefill_flops);
-  cost.prefill_seconds = prefill_seconds(shape, tokens, prefill, hardware.profile, tp, bytes);
-  double left_out = 0;
+  const std::string& method = first.prefill.method;
+  const auto prefill = causal_prefill_flops(
+      shape, tokens, intended_sparsity(first, level, group.length).prefill,
+      index_cost(method, shape, tokens, index_params(first.prefill, bytes)).prefill_flops);
+  cost.prefill_seconds = prefill_seconds(shape, tokens, prefill, hardware.profile, tp, bytes, method);
+  // Equal evictors choose once per job; every sequence chooses its own pages at each step.
+  double left_out = 0, evict_seconds = 0, choose_seconds = 0, evict_flops = 0;
+  IndexCost choosing;
+  std::vector<const MethodSpec*> evictors;
   for (const int c : group.cells) {
     const Cell& cell = grid.cells[at(c)];
-    left_out += intended_sparsity(grid.specs[at(cell.spec)], cell.level, group.length).decode;
+    const StrategySpec& spec = grid.specs[at(cell.spec)];
+    left_out += intended_sparsity(spec, cell.level, group.length).decode;
+    const IndexCost own = index_cost(spec.decode.method, shape, tokens, index_params(spec.decode, bytes));
+    choose_seconds += decode_index_seconds(own, spec.decode.method, hardware.profile, tp);
+    choosing.decode_flops += own.decode_flops;
+    choosing.decode_bytes += own.decode_bytes;
+    if (std::ranges::any_of(evictors, [&](const MethodSpec* e) { return *e == spec.evict; })) continue;
+    evictors.push_back(&spec.evict);
+    const double flops =
+        index_cost(spec.evict.method, shape, tokens, index_params(spec.evict, bytes)).prefill_flops;
+    evict_flops += flops;
+    evict_seconds += flops / hardware.profile.index_rate(spec.evict.method) / tp;
   }
   const auto batch = static_cast<double>(group.cells.size());
   const auto step = causal_decode_step(shape, tokens, left_out / batch, batch, bytes);
-  const double steps = group.max_new_tokens;
-  cost.seconds =
-      cost.prefill_seconds + steps * decode_step_seconds(shape, step, hardware.profile, tp, batch, bytes);
-  cost.flops = prefill.total() + steps * step.flops.total();
-  cost.bytes = steps * step.bytes.total();
+  const double steps =
+      answer_tokens > 0 ? std::min<double>(answer_tokens, group.max_new_tokens) : group.max_new_tokens;
+  const double step_seconds =
+      decode_step_seconds(shape, step, hardware.profile, tp, batch, bytes) + choose_seconds;
+  cost.seconds = cost.prefill_seconds + evict_seconds + steps * step_seconds;
+  cost.flops = prefill.total() + evict_flops + steps * (step.flops.total() + choosing.decode_flops);
+  cost.bytes = steps * (step.bytes.total() + choosing.decode_bytes);
   return cost;
 }
 
@@ -211,13 +239,29 @@ HardwareProfile cpu_profile_guess() {
           .step_overhead_s = 1e-4};
 }
 
-double load_seconds(const ModelShape& shape, int tp, double bytes_per_element) {
+HardwareProfile find_profile(const std::string& file_or_name) {
+  if (file_or_name.find_first_of("./") != std::string::npos) return load_profile(file_or_name);
+  return find_hardware_profile(file_or_name, "--profile (files have a dot or a slash in their names)");
+}
+
+HardwareProfile choose_profile(const std::string& file_or_name, Device device) {
+  if (file_or_name.empty()) return device == Device::kCuda ? datasheet_profiles()[0] : cpu_profile_guess();
+  HardwareProfile profile = find_profile(file_or_name);
+  LACUNA_REQUIRE(profile.device.empty() || profile.device == name_of(device),
+                 "{}: this profile was measured on {}, but the ranks here are of device {}", file_or_name,
+                 profile.device, name_of(device));
+  return profile;
+}
+
+double load_seconds(const ModelShape& shape, int tp, double bytes_per_element,
+                    const HardwareProfile& profile) {
   const double elements = shape.parameters > 0 ? shape.parameters : shape.weight_elements();
-  return elements * bytes_per_element / tp / kLoadBytesPerSecond;
+  const double rate = profile.load_bytes_per_s > 0 ? profile.load_bytes_per_s : kLoadBytesPerSecond;
+  return elements * bytes_per_element / tp / rate;
 }
 
 Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& services, const Hardware& hardware,
-                      bool for_plan) {
+                      bool for_plan, double answer_tokens) {
   Preflight result;
   for (const auto& model : sweep.models)
     result.models.push_back(check_model(model, services, hardware, for_plan));
@@ -248,7 +292,7 @@ Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& servi
   for (const auto& group : grid.groups) {
     JobCost cost;
     if (const auto& shape = result.models[at(group.model)].shape) {
-      cost = estimate(grid, group, *shape, sweep.models[at(group.model)].tp, hardware);
+      cost = estimate(grid, group, *shape, sweep.models[at(group.model)].tp, hardware, answer_tokens);
     }
     result.plans.push_back(
         memory.plan(group, static_cast<int>(group.cells.size()), sweep.models[at(group.model)].tp));

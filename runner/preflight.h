@@ -49,8 +49,9 @@ struct Preflight {
 
 /// Checks every model folder, data file and memory plan, and splits the grid's groups for memory. Never
 /// throws for what is wrong with a cell. `for_plan`: a model whose folder is not here is judged by its shape.
+/// `answer_tokens`: how long answers are taken to be in estimates of time; 0: as long as they may be.
 Preflight check_sweep(const Sweep& sweep, Grid& grid, const ModelServices& services, const Hardware& hardware,
-                      bool for_plan);
+                      bool for_plan, double answer_tokens = 0);
 
 /// Leaving-out that a resolved strategy intends, as far as its level or a budget in tokens says it: for
 /// estimates only.
@@ -63,9 +64,16 @@ IntendedSparsity intended_sparsity(const StrategySpec& spec, const Budget& level
 /// promises.
 HardwareProfile cpu_profile_guess();
 
-/// Seconds to load a model's shard from disk, at kLoadBytesPerSecond.
+/// A profile file (anything with a dot or a slash in its name), or a data sheet's by name.
+HardwareProfile find_profile(const std::string& file_or_name);
+/// The same, or for "" what stands in for a measured one. Throws kUsage when the file was measured on another
+/// kind of device.
+HardwareProfile choose_profile(const std::string& file_or_name, Device device);
+
+/// Seconds to load a model's shard from disk, at the profile's rate or kLoadBytesPerSecond.
 inline constexpr double kLoadBytesPerSecond = 1e9;
-double load_seconds(const ModelShape& shape, int tp, double element_bytes);
+double load_seconds(const ModelShape& shape, int tp, double element_bytes,
+                    const HardwareProfile& profile = {});
 
 /// Bytes per element of weights and cache on a device.
 inline double element_bytes(Device device) { return device == Device::kCpu ? 4 : 2; }

@@ -144,7 +144,7 @@ PlannedJobs plan_jobs(const Sweep& sweep, const Grid& grid, const Preflight& pre
     const SweepModel& model = sweep.models[at(load.model)];
     const auto& shape = preflight.models[at(load.model)].shape;
     jobs.models.push_back(
-        {model.tp, shape ? load_seconds(*shape, model.tp, element_bytes(hardware.device)) : 0});
+        {model.tp, shape ? load_seconds(*shape, model.tp, element_bytes(hardware.device), hardware.profile) : 0});
   }
   for (std::size_t g = 0; g < grid.groups.size(); ++g) {
     const JobGroup& group = grid.groups[g];
@@ -251,7 +251,7 @@ class Head {
         .device = ranks[0].device,
         .ranks = static_cast<int>(ranks.size()),
         .memory = ranks[0].memory,
-        .profile = ranks[0].device == Device::kCuda ? datasheet_profiles()[0] : cpu_profile_guess()};
+        .profile = choose_profile(options_.profile, ranks[0].device)};
     std::map<std::string, int> nodes;
     Json hosts = Json::array();
     for (const auto& rank : ranks) {

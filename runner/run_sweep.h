@@ -16,6 +16,7 @@ struct RunOptions {
   std::string device = "auto";       ///< auto (what the sweep's models ask for, else a GPU), cpu or cuda
   bool share_gpu = false;            ///< Several ranks may use one GPU.
   int shard = 0, shards = 1;         ///< Do the jobs of one shard of `shards`.
+  std::string profile = {};          ///< Hardware profile: its file or name; empty: a guess.
   bool retry = false;                ///< Run again what failed.
   bool share_prefills = true;        ///< false: one cell per job, to measure what sharing saves.
   double results_seconds = 60;       ///< results.h5 is rebuilt this often (less often when that takes long).

@@ -240,7 +240,8 @@ IndexCost index_cost(std::string_view method, const ModelShape& s, double tokens
   IndexCost cost;
   if (method == "vertical_slash" || method == "flex_prefill" || method == "flexprefill") {
     cost.prefill_flops = window_flops + layers * s.q_heads * 2 * tokens * std::log2(std::max(2.0, tokens));
-  } else if (method == "snapkv" || method == "ada_snapkv" || method == "tova" || method == "pyramidkv" || method == "expected_attention") {
+  } else if (method == "snapkv" || method == "ada_snapkv" || method == "tova" || method == "pyramidkv" ||
+             method == "expected_attention") {
     cost.prefill_flops = window_flops;
   } else if (method == "block_sparse" || method == "xattention") {
     const double blocks = std::ceil(tokens / p.block);
@@ -269,27 +270,23 @@ std::span<const HardwareProfile> datasheet_profiles() {
   return profiles;
 }
 
-HardwareProfile parse_hardware_profile(const Json& given, const std::string& where) {
-  if (given.is_string()) {
-    std::vector<std::string> names;
-    for (const HardwareProfile& known : datasheet_profiles()) {
-      if (known.name == given.get<std::string>()) return known;
-      names.push_back(known.name);
-    }
-    throw_usage("{}: {}", where, unknown_name_message("hardware profile", given.get<std::string>(), names));
+const HardwareProfile& find_hardware_profile(std::string_view name, const std::string& where) {
+  std::vector<std::string> names;
+  for (const HardwareProfile& known : datasheet_profiles()) {
+    if (known.name == name) return known;
+    names.push_back(known.name);
   }
-  HardwareProfile p;
-  p.name = json_get_or<std::string>(given, "name", "custom", where);
-  p.linear_flops_per_s = json_get<double>(given, "linear_flops_per_s", where);
-  p.attention_flops_per_s = json_get<double>(given, "attention_flops_per_s", where);
-  p.bytes_per_s = json_get<double>(given, "bytes_per_s", where);
-  p.link_bytes_per_s = json_get_or<double>(given, "link_bytes_per_s", 0, where);
-  p.step_overhead_s = json_get_or<double>(given, "step_overhead_s", 0, where);
-  LACUNA_REQUIRE(p.linear_flops_per_s > 0 && p.attention_flops_per_s > 0 && p.bytes_per_s > 0,
-                 "{}: the rates of a hardware profile must be positive", where);
-  LACUNA_REQUIRE(p.link_bytes_per_s >= 0 && p.step_overhead_s >= 0,
-                 "{}: link_bytes_per_s and step_overhead_s must not be negative", where);
-  return p;
+  throw_usage("{}: {}", where, unknown_name_message("hardware profile", name, names));
+}
+
+double HardwareProfile::attention_rate(std::string_view method) const {
+  const auto it = sparse_attention_flops_per_s.find(method);
+  return it != sparse_attention_flops_per_s.end() ? it->second : attention_flops_per_s;
+}
+
+double HardwareProfile::index_rate(std::string_view method) const {
+  const auto it = index_flops_per_s.find(method);
+  return it != index_flops_per_s.end() ? it->second : attention_flops_per_s;
 }
 
 namespace {
@@ -302,18 +299,30 @@ double all_reduce_seconds(const ModelShape& s, double tokens, const HardwareProf
 }  // namespace
 
 double prefill_seconds(const ModelShape& s, double tokens, const CostBreakdown& flops,
-                       const HardwareProfile& hw, int tp, double element_bytes) {
+                       const HardwareProfile& hw, int tp, double element_bytes, std::string_view method) {
   const double linear = flops.embedding + flops.projections + flops.mlp + flops.head;
-  return (linear / hw.linear_flops_per_s + (flops.attention + flops.index) / hw.attention_flops_per_s) / tp +
+  return (linear / hw.linear_flops_per_s + flops.attention / hw.attention_rate(method) +
+          flops.index / hw.index_rate(method)) /
+             tp +
          all_reduce_seconds(s, tokens, hw, tp, element_bytes);
 }
 
 double decode_step_seconds(const ModelShape& s, const DecodeCost& cost, const HardwareProfile& hw, int tp,
                            double batch, double element_bytes) {
-  const double reading = cost.bytes.total() / hw.bytes_per_s / tp;
-  const double computing = cost.flops.total() / hw.linear_flops_per_s / tp;
-  return std::max(reading, computing) + hw.step_overhead_s +
-         all_reduce_seconds(s, batch, hw, tp, element_bytes);
+  const double cached = cost.bytes.attention + cost.bytes.index,
+               cached_flops = cost.flops.attention + cost.flops.index;
+  const double linear = std::max((cost.bytes.total() - cached) / hw.bytes_per_s,
+                                 (cost.flops.total() - cached_flops) / hw.linear_flops_per_s);
+  const double attention = std::max(cached / hw.kv_rate(), cached_flops / hw.attention_flops_per_s);
+  return (linear + attention) / tp + hw.step_overhead_s + s.layers * hw.layer_overhead_s +
+         batch * hw.sequence_overhead_s + all_reduce_seconds(s, batch, hw, tp, element_bytes);
+}
+
+double decode_index_seconds(const IndexCost& cost, std::string_view method, const HardwareProfile& hw,
+                            int tp) {
+  const auto measured = hw.index_flops_per_s.find(method);
+  if (measured != hw.index_flops_per_s.end()) return cost.decode_flops / measured->second / tp;
+  return std::max(cost.decode_bytes / hw.kv_rate(), cost.decode_flops / hw.attention_flops_per_s) / tp;
 }
 
 }  // namespace lacuna

@@ -10,6 +10,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
@@ -152,26 +154,48 @@ IndexCost index_cost(std::string_view method, const ModelShape& shape, double to
 // --- Seconds
 // --------------------------------------------------------------------------------------------------------
 
-/// How fast one device is. Rates of a run's own device come from `lacuna bench` or from finished samples.
+/// How fast one device is. `lacuna bench --profile` measures one (sweeps/profile.h); data sheets give the
+/// rest. What is 0 or absent below the line is not known apart and follows from the numbers above it.
 struct HardwareProfile {
   std::string name;
   double linear_flops_per_s = 0;     ///< Matrix products of the linear layers.
-  double attention_flops_per_s = 0;  ///< Prefill attention and index.
-  double bytes_per_s = 0;            ///< Memory bandwidth that decoding reaches.
+  double attention_flops_per_s = 0;  ///< Dense prefill attention.
+  double bytes_per_s = 0;            ///< Weights that decode steps read.
   double link_bytes_per_s = 0;  ///< Between ranks of a team, per direction; 0: communication costs nothing.
-  double step_overhead_s = 0;   ///< Fixed cost of a decode step (launches, sampling).
+  double step_overhead_s = 0;   ///< Fixed cost of a decode step (sampling, bookkeeping).
+  // ---
+  double layer_overhead_s = 0;     ///< Per layer and decode step: launches, waking threads.
+  double sequence_overhead_s = 0;  ///< Per sequence and decode step, whatever its cache holds.
+  double kv_bytes_per_s = 0;       ///< Keys and values that decode attention reads.
+  double load_bytes_per_s = 0;     ///< Weights from disk (or its cache) to their place.
+  std::int64_t memory_bytes = 0;   ///< That the device's jobs may use.
+  std::string device = {};         ///< "cpu" or "cuda"; empty: not said.
+  std::string measured = {};       ///< When, by which program, on which shape: for people.
+  /// Prefill attention over a method's lists, in visited FLOPs; and choosing, in the FLOPs of index_cost().
+  std::map<std::string, double, std::less<>> sparse_attention_flops_per_s = {};
+  std::map<std::string, double, std::less<>> index_flops_per_s = {};
+
+  double attention_rate(std::string_view method) const;
+  double index_rate(std::string_view method) const;
+  double kv_rate() const { return kv_bytes_per_s > 0 ? kv_bytes_per_s : bytes_per_s; }
 };
 /// Data-sheet peaks ("h100-peak", "h200-peak", "a100-peak"): times from them are lower bounds, not
 /// predictions.
 std::span<const HardwareProfile> datasheet_profiles();
-/// By name, or from {"name", "linear_flops_per_s", ...}. Throws kUsage starting with `where`.
-HardwareProfile parse_hardware_profile(const nlohmann::json& given, const std::string& where);
+/// By name. Throws kUsage starting with `where`, with the nearest name.
+const HardwareProfile& find_hardware_profile(std::string_view name, const std::string& where);
 
 /// Seconds of one prefill on a team of `tp` devices: linear + attention + two all-reduces per layer.
+/// `method`: the prefill selector, whose measured rates are used where there are some.
 double prefill_seconds(const ModelShape& shape, double tokens, const CostBreakdown& flops,
-                       const HardwareProfile& hardware, int tp = 1, double element_bytes = 2);
-/// Seconds of one decode step: the longer of reading and computing, plus overhead and all-reduces.
+                       const HardwareProfile& hardware, int tp = 1, double element_bytes = 2,
+                       std::string_view method = "dense");
+/// Seconds of one decode step. The linear layers take the longer of reading weights and computing, attention
+/// the longer of reading the cache and computing; overhead and all-reduces come on top.
 double decode_step_seconds(const ModelShape& shape, const DecodeCost& cost, const HardwareProfile& hardware,
                            int tp = 1, double batch = 1, double element_bytes = 2);
+/// Seconds that a decode method spends on choosing, per step and sequence.
+double decode_index_seconds(const IndexCost& cost, std::string_view method, const HardwareProfile& hardware,
+                            int tp = 1);
 
 }  // namespace lacuna

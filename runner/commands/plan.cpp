@@ -16,14 +16,20 @@ namespace {
 struct Given {
   std::string sweep;
   std::vector<std::string> overrides;
-  std::string device = "auto", hardware;
+  std::string device = "auto", profile;
   int gpus = 0, gpus_per_node = 8;
-  double memory_gib = 0;
+  double memory_gib = 0, answer_tokens = 0;
   bool simulate = false, json = false, one_by_one = false;
 };
 
-/// GPUs unless the sweep's models are all here and this machine has none.
-Device planned_device(const std::string& wanted, const Sweep& sweep) {
+/// What was asked for, else what the profile was measured on, else GPUs unless the sweep's models are all
+/// here and this machine has none.
+Device planned_device(const Given& given, const Sweep& sweep) {
+  std::string wanted = given.device;
+  if (wanted == "auto" && !given.profile.empty()) {
+    const std::string measured_on = find_profile(given.profile).device;
+    if (!measured_on.empty()) wanted = measured_on;
+  }
   if (wanted == "cuda") return Device::kCuda;
   if (wanted == "cpu") return Device::kCpu;
   for (const auto& model : sweep.models) {
@@ -34,20 +40,16 @@ Device planned_device(const std::string& wanted, const Sweep& sweep) {
 
 Hardware planned_hardware(const Given& given, const Sweep& sweep) {
   Hardware hardware;
-  hardware.device = planned_device(given.device, sweep);
+  hardware.device = planned_device(given, sweep);
   int widest = 1;
   for (const auto& model : sweep.models) widest = std::max(widest, model.tp);
   hardware.ranks = given.gpus > 0 ? given.gpus : widest;
-  if (!given.hardware.empty()) {
-    const bool is_file = given.hardware.ends_with(".json");
-    hardware.profile =
-        parse_hardware_profile(is_file ? read_json_file(given.hardware) : Json(given.hardware), "--hardware");
-  } else {
-    hardware.profile = hardware.device == Device::kCuda ? datasheet_profiles()[0] : cpu_profile_guess();
-  }
+  hardware.profile = choose_profile(given.profile, hardware.device);
   constexpr double kGib = 1024.0 * 1024 * 1024;
   if (given.memory_gib > 0)
     hardware.memory = static_cast<std::int64_t>(given.memory_gib * kGib);
+  else if (hardware.profile.memory_bytes > 0)
+    hardware.memory = hardware.profile.memory_bytes;
   else if (hardware.device == Device::kCuda)
     hardware.memory = static_cast<std::int64_t>(0.95 * 80 * 1e9);
   else
@@ -71,13 +73,19 @@ void add_plan_command(CLI::App& app) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   verb->add_flag("--simulate", given->simulate, "Run the scheduler under a simulated clock");
-  verb->add_option("--hardware", given->hardware,
-                   "h100-peak, h200-peak, a100-peak, or a JSON file that `lacuna bench` wrote");
-  verb->add_option("--memory", given->memory_gib,
-                   "GiB per rank; default: 95 % of 80 GB on GPUs, what this machine has free on the CPU");
+  verb->add_option("--profile", given->profile,
+                   "How fast a rank is: a file that `lacuna bench --profile` wrote, or h100-peak, h200-peak, "
+                   "a100-peak");
+  verb->add_option(
+      "--memory", given->memory_gib,
+      "GiB per rank; default: the profile's, else 95 % of 80 GB on GPUs, what this machine has free on "
+      "the CPU");
   verb->add_option("--device", given->device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
+  verb->add_option("--answer-tokens", given->answer_tokens,
+                   "Length of an answer in estimates of time; default: as long as it may be")
+      ->check(CLI::PositiveNumber);
   verb->add_flag("--one-by-one", given->one_by_one, "As if no prefill were shared");
   verb->add_flag("--json", given->json, "As JSON");
   verb->callback([given] {
@@ -85,7 +93,8 @@ void add_plan_command(CLI::App& app) {
     const PlanReport report = make_plan(sweep, planned_hardware(*given, sweep), real_model_services(),
                                         {.simulate = given->simulate,
                                          .gpus_per_node = given->gpus_per_node,
-                                         .share_prefills = !given->one_by_one});
+                                         .share_prefills = !given->one_by_one,
+                                         .answer_tokens = given->answer_tokens});
     const std::string text = given->json ? to_json(report).dump(1) + "\n" : to_text(report);
     std::fputs(text.c_str(), stdout);
   });

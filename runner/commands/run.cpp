@@ -44,6 +44,9 @@ void add_common(CLI::App& verb, const std::shared_ptr<Given>& given) {
       ->capture_default_str();
   verb.add_flag("--share-gpu", given->options.share_gpu,
                 "Let several ranks use one GPU, each with its share of the memory");
+  verb.add_option("--profile", given->options.profile,
+                  "How fast a rank is, for the order of jobs: a file that `lacuna bench --profile` wrote, or "
+                  "h100-peak, h200-peak, a100-peak");
   verb.add_option("--results-every", given->options.results_seconds,
                   "Seconds between rebuilds of results.h5 while running")
       ->check(CLI::PositiveNumber)
