@@ -130,8 +130,23 @@ TEST(CausalCost, SecondsAddUp) {
                    (flops.total() - flops.attention) / 1e3 + flops.attention / 1e2);
   EXPECT_DOUBLE_EQ(prefill_seconds(s, 10, flops, hw, 2), prefill_seconds(s, 10, flops, hw) / 2);
   const DecodeCost step = causal_decode_step(s, 10, 0);
+  // Weights, then the cache: one does not hide behind the other.
+  const double weights = step.bytes.total() - step.bytes.attention,
+               products = step.flops.total() - step.flops.attention;
   EXPECT_DOUBLE_EQ(decode_step_seconds(s, step, hw),
-                   std::max(step.bytes.total() / 1e4, step.flops.total() / 1e3) + 0.5);
+                   std::max(weights / 1e4, products / 1e3) +
+                       std::max(step.bytes.attention / 1e4, step.flops.attention / 1e2) + 0.5);
+  HardwareProfile measured = hw;
+  measured.kv_bytes_per_s = 1;
+  measured.layer_overhead_s = 2;
+  measured.sequence_overhead_s = 4;
+  EXPECT_DOUBLE_EQ(decode_step_seconds(s, step, measured),
+                   std::max(weights / 1e4, products / 1e3) + step.bytes.attention + 0.5 + 3 * 2 + 4);
+  measured.sparse_attention_flops_per_s["block_sparse"] = 50;
+  measured.index_flops_per_s["block_sparse"] = 10;
+  const CostBreakdown chosen = causal_prefill_flops(s, 10, 0, 1000);
+  EXPECT_DOUBLE_EQ(prefill_seconds(s, 10, chosen, measured, 1, 2, "block_sparse"),
+                   (chosen.total() - chosen.attention - 1000) / 1e3 + chosen.attention / 50 + 1000 / 10.0);
   HardwareProfile linked = hw;
   linked.link_bytes_per_s = 100;
   EXPECT_DOUBLE_EQ(prefill_seconds(s, 10, flops, linked, 2) - prefill_seconds(s, 10, flops, hw, 2),
@@ -180,8 +195,8 @@ TEST(ModelShape, BadInputIsNamed) {
   const ModelShape s = shape("Gemma-3-4B");
   EXPECT_EQ(to_json(parse_model_shape(to_json(s), "again")), to_json(s));
   EXPECT_THROW(parse_paper_cost("v3", "cost"), Error);
-  EXPECT_THROW(parse_hardware_profile("h100", "hardware"), Error);
-  EXPECT_EQ(parse_hardware_profile("h100-peak", "hardware").bytes_per_s, 3.35e12);
+  EXPECT_THROW(find_hardware_profile("h100", "hardware"), Error);
+  EXPECT_EQ(find_hardware_profile("h100-peak", "hardware").bytes_per_s, 3.35e12);
 }
 
 }  // namespace
