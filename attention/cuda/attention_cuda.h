@@ -14,6 +14,7 @@ using cudaStream_t = CUstream_st*;
 namespace lacuna {
 
 class DeviceArena;
+class DeviceScratch;
 
 /// A TileLists in device memory; the meaning of every field is that of TileLists.
 struct DeviceTileLists {
@@ -33,6 +34,7 @@ struct DeviceTileLists {
 /// Copies lists made on the CPU into `arena`, which needs tile_list_bytes() of room. The host lists may go
 /// away at once.
 DeviceTileLists upload_tile_lists(const TileLists& lists, DeviceArena& arena, cudaStream_t stream);
+DeviceTileLists upload_tile_lists(const TileLists& lists, DeviceScratch& scratch, cudaStream_t stream);
 std::size_t tile_list_bytes(const TileLists& lists);
 
 /// Which kernel runs. kAuto takes the Hopper one on compute capability 9.0.

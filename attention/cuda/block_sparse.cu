@@ -89,6 +89,7 @@ struct ScoreArgs {
   const __nv_bfloat16 *q_high, *q_low, *k_high, *k_low;
   float* scores;        ///< [q_heads, kStripRows, blocks_padded]
   std::int32_t* row_n;  ///< [q_heads, kStripRows]: causal blocks of the row
+  int* not_finite;      ///< [q_heads] or null
   int strip, blocks, blocks_padded, head_dim, group, head_base, kv_base;
 };
 
@@ -132,6 +133,16 @@ __global__ void __launch_bounds__(128) score_kernel(const __grid_constant__ Scor
       mma(s + j * 4, high, k_low[0], k_low[1]);
       mma(s + j * 4, low, k_high[0], k_high[1]);
     }
+  }
+  if (args.not_finite != nullptr) {
+    bool bad = false;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int r = row + lane / 4 + ((i >> 1) & 1) * 8;
+      const int c = column + i / 4 * 8 + (lane & 3) * 2 + (i & 1);
+      if (r < args.blocks && c <= r) bad = bad || !isfinite(s[i]);
+    }
+    if (bad) args.not_finite[head] = 1;
   }
   float* to = args.scores +
               (static_cast<std::int64_t>(head) * kStripRows + local_row + lane / 4) * args.blocks_padded +
@@ -178,7 +189,7 @@ std::size_t block_sparse_workspace_bytes(const LayerInfo& info, std::int64_t tok
 }
 
 void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, const TileListsOut& out,
-                             CudaWorkspace workspace, cudaStream_t stream) {
+                             CudaWorkspace workspace, cudaStream_t stream, int* not_finite) {
   const LayerInfo& info = input.info;
   const Layout layout(info, input.q.tokens, block, top);
   if (workspace.bytes < layout.total)
@@ -214,6 +225,7 @@ void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, cons
                          half(layout.k_low),
                          scores,
                          row_n,
+                         not_finite,
                          strip,
                          layout.blocks,
                          layout.blocks_padded,

@@ -8,6 +8,27 @@ namespace lacuna {
 
 inline constexpr int kScanThreads = 1024;
 
+/// Calls emit(start, end) for the runs of set bits among the first `count`, in tokens, from left to right.
+template <class Emit>
+__device__ void walk_bits(const std::uint32_t* bits, int count, int block, int tokens, Emit&& emit) {
+  int start = -1;
+  for (int base = 0; base < count; base += 32) {
+    std::uint32_t word = bits[base / 32];
+    if (count - base < 32) word &= (1u << (count - base)) - 1;
+    if (start < 0 && word == 0) continue;
+    if (start >= 0 && word == ~0u) continue;
+    for (int b = 0; b < 32; ++b) {
+      const bool set = (word >> b & 1u) != 0;
+      if (set && start < 0) start = base + b;
+      if (!set && start >= 0) {
+        emit(start * block, min((base + b) * block, tokens));
+        start = -1;
+      }
+    }
+  }
+  if (start >= 0) emit(start * block, min(count * block, tokens));
+}
+
 /// On entry range_begin[1 + i] is the number of ranges of list i; on exit range_begin is the CSR index. A
 /// list that does not fit into max_ranges is cut, and overflow is set.
 static __global__ void list_scan_kernel(std::int64_t* range_begin, std::int64_t lists,

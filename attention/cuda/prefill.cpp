@@ -117,13 +117,32 @@ void launch(const PrefillArgs& args, bool hopper, cudaStream_t stream) {
 
 constexpr std::size_t kArenaAlign = 256;
 
-template <class T>
-const T* copy_up(const std::vector<T>& from, DeviceArena& arena, cudaStream_t stream) {
+template <class T, class Memory>
+const T* copy_up(const std::vector<T>& from, Memory& memory, cudaStream_t stream) {
   if (from.empty()) return nullptr;
-  T* to = arena.take_array<T>(from.size());
+  T* to = memory.template take_array<T>(from.size());
   // From pageable memory: the call returns once the source has been read.
   LACUNA_CUDA(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, stream));
   return to;
+}
+
+template <class Memory>
+DeviceTileLists upload_into(const TileLists& lists, Memory& memory, cudaStream_t stream) {
+  DeviceTileLists device;
+  device.heads = lists.heads;
+  device.tokens = lists.tokens;
+  device.row_block = lists.row_block;
+  device.dense = lists.dense;
+  if (lists.dense) return device;
+  device.ranges = copy_up(lists.ranges, memory, stream);
+  device.range_begin = copy_up(lists.range_begin, memory, stream);
+  for (int head = 0; head < lists.heads && !lists.columns.empty(); ++head)
+    device.max_columns = std::max(device.max_columns, static_cast<int>(lists.columns_of(head).size()));
+  if (device.max_columns > 0) {
+    device.columns = copy_up(lists.columns, memory, stream);
+    device.column_begin = copy_up(lists.column_begin, memory, stream);
+  }
+  return device;
 }
 
 }  // namespace
@@ -139,21 +158,10 @@ std::size_t tile_list_bytes(const TileLists& lists) {
 }
 
 DeviceTileLists upload_tile_lists(const TileLists& lists, DeviceArena& arena, cudaStream_t stream) {
-  DeviceTileLists device;
-  device.heads = lists.heads;
-  device.tokens = lists.tokens;
-  device.row_block = lists.row_block;
-  device.dense = lists.dense;
-  if (lists.dense) return device;
-  device.ranges = copy_up(lists.ranges, arena, stream);
-  device.range_begin = copy_up(lists.range_begin, arena, stream);
-  for (int head = 0; head < lists.heads && !lists.columns.empty(); ++head)
-    device.max_columns = std::max(device.max_columns, static_cast<int>(lists.columns_of(head).size()));
-  if (device.max_columns > 0) {
-    device.columns = copy_up(lists.columns, arena, stream);
-    device.column_begin = copy_up(lists.column_begin, arena, stream);
-  }
-  return device;
+  return upload_into(lists, arena, stream);
+}
+DeviceTileLists upload_tile_lists(const TileLists& lists, DeviceScratch& scratch, cudaStream_t stream) {
+  return upload_into(lists, scratch, stream);
 }
 
 std::size_t prefill_workspace_bytes(const DeviceTileLists& lists, int head_dim) {

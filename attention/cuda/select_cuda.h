@@ -41,6 +41,14 @@ struct TopKParams {
   float mass = -1.0f;
   float mass_total = 0.0f;  ///< 0: the sum of the row
   bool append_n = false;    ///< adds index row_n[row] after the best: Quest's current page
+  bool add_last = false;    ///< adds index row_n[row] - 1 when it was not chosen
+  bool reaches = false;     ///< with mass: the prefix whose sum reaches the mass; otherwise, is above it
+  /// Budgets from device memory instead of k and mass (which must then be >= 0 all the same): of row r those at
+  /// [r / rows_per_budget * budget_stride], strides in 4 bytes. Null: the host's.
+  const std::int32_t* row_k = nullptr;
+  int k_more = 0;  ///< added to k: forced entries beside the budget
+  const float* row_mass = nullptr;
+  int rows_per_budget = 1, budget_stride = 1;
   /// Rows in groups, of which only the first rows_used are wanted: row r of group g reads score row
   /// g * rows_per_group + r and writes row g * group_rows_out + r. 0: rows are not grouped.
   int rows_per_group = 0, rows_used = 0;
@@ -77,14 +85,53 @@ struct SlashListsParams {
   int heads = 0;
   std::int64_t tokens = 0;
   bool exact = false;
+  /// Heads for which by_bits (device, [heads]) is not 0 take their ranges from bits (see BlockBits, block 64)
+  /// instead, and have no columns. Null: none.
+  const int* by_bits = nullptr;
+  const std::uint32_t* bits = nullptr;
+  std::int64_t bit_words = 0;
 };
 void slash_lists_cuda(const SlashListsParams& params, const TileListsOut& out, cudaStream_t stream);
 
 /// Block-sparse: mean-pools q and k over blocks of `block` rows, scores causal block pairs and keeps the
-/// first, the last two and the best others, `top` in all: see methods/prefill_block_sparse.cpp.
+/// first, the last two and the best others, `top` in all: see methods/prefill_block_sparse.cpp. not_finite
+/// [q_heads] (or null): set to 1 where a score is NaN or infinite, never cleared.
 void block_sparse_lists_cuda(const PrefillInput& input, int block, int top, const TileListsOut& out,
-                             CudaWorkspace workspace, cudaStream_t stream);
+                             CudaWorkspace workspace, cudaStream_t stream, int* not_finite = nullptr);
 std::size_t block_sparse_workspace_bytes(const LayerInfo& info, std::int64_t tokens, int block, int top);
+
+/// Sets of key blocks: bit j of row block i of a head says that rows of i visit key block j <= i. Bits after
+/// the diagonal are ignored. The lists have row blocks of `block` and no columns.
+struct BlockBits {
+  const std::uint32_t* bits = nullptr;  ///< [heads, row blocks, words]
+  std::int64_t words = 0;               ///< of a row: row blocks / 32, rounded up
+  int heads = 0;
+  std::int64_t tokens = 0;
+  int block = 64;
+};
+void block_lists_cuda(const BlockBits& params, const TileListsOut& out, cudaStream_t stream);
+
+/// Bits from scores: row r of a strip of each head is row block first_row + r, with one score per causal key
+/// block. Equal scores: the lower index wins.
+struct BlockChoiceParams {
+  const float* scores = nullptr;  ///< [heads, strip_rows, score_stride]
+  std::int64_t score_stride = 0, strip_rows = 0;
+  int first_row = 0;
+  int row_entries = 0;  ///< scores of every row; 0: one more than its index
+  /// count: that many of the best, forced ones among them. mass >= 0: the shortest prefix of the sorted row
+  /// whose sum reaches (`strictly`: is above) mass * mass_total (0: the sum of the row), forced ones beside
+  /// it.
+  int count = 0;
+  double mass = -1, mass_total = 0;
+  bool strictly = false;
+  bool force_first = false, force_last = false;
+  bool add = false;                 ///< to the bits that are there
+  const int* only_heads = nullptr;  ///< device, [heads]: heads with 0 are left alone; null: none are
+  std::uint32_t* bits = nullptr;    ///< [heads, row_blocks, words]; whole words are written
+  int row_blocks = 0;
+  std::int64_t words = 0;
+};
+void choose_blocks_cuda(const BlockChoiceParams& params, int heads, int rows, cudaStream_t stream);
 
 // --- Quest
 // ---------------------------------------------------------------------------------------------------------

@@ -49,16 +49,20 @@ __global__ void slash_lists_kernel(const __grid_constant__ SlashListsParams para
   const int head = static_cast<int>(blockIdx.y);
   if (block >= row_blocks) return;
   const std::int64_t slot = static_cast<std::int64_t>(head) * row_blocks + block;
-  const std::int32_t* offsets = params.offsets + head * params.offset_stride;
-  const int count = params.offset_counts[head];
   std::int64_t at = kWrite ? out.range_begin[slot] : 0;
-  walk_offsets(offsets, count, block * kBlock, static_cast<int>(params.tokens), params.exact,
-               [&](int start, int end) {
-                 if constexpr (kWrite) {
-                   if (at < out.max_ranges) out.ranges[at] = {start, end - start};
-                 }
-                 ++at;
-               });
+  const auto emit = [&](int start, int end) {
+    if constexpr (kWrite) {
+      if (at < out.max_ranges) out.ranges[at] = {start, end - start};
+    }
+    ++at;
+  };
+  const auto tokens = static_cast<int>(params.tokens);
+  if (params.by_bits != nullptr && params.by_bits[head] != 0) {
+    walk_bits(params.bits + slot * params.bit_words, block + 1, kBlock, tokens, emit);
+  } else {
+    walk_offsets(params.offsets + head * params.offset_stride, params.offset_counts[head], block * kBlock,
+                 tokens, params.exact, emit);
+  }
   if constexpr (!kWrite) out.range_begin[slot + 1] = at;
 }
 
@@ -66,13 +70,16 @@ __global__ void place_columns_kernel(const __grid_constant__ SlashListsParams pa
                                      std::int64_t* column_begin) {
   std::int64_t at = 0;
   column_begin[0] = 0;
-  for (int head = 0; head < params.heads; ++head) column_begin[head + 1] = at += params.column_counts[head];
+  for (int head = 0; head < params.heads; ++head) {
+    if (params.by_bits == nullptr || params.by_bits[head] == 0) at += params.column_counts[head];
+    column_begin[head + 1] = at;
+  }
 }
 __global__ void copy_columns_kernel(const __grid_constant__ SlashListsParams params,
                                     const __grid_constant__ TileListsOut out) {
   const int head = static_cast<int>(blockIdx.x);
-  for (int i = static_cast<int>(threadIdx.x); i < params.column_counts[head];
-       i += static_cast<int>(blockDim.x))
+  const auto count = static_cast<int>(out.column_begin[head + 1] - out.column_begin[head]);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
     out.columns[out.column_begin[head] + i] = params.columns[head * params.column_stride + i];
 }
 

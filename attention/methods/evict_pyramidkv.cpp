@@ -9,20 +9,19 @@
 
 namespace lacuna {
 
-namespace {
-
-/// Capacities fall linearly from 2 c - c / beta in the first layer to c / beta in the last: c on average.
-/// When the first would exceed the prompt, both ends move so that the average stays.
-std::int64_t layer_capacity(std::int64_t capacity, double beta, int layer, int layers, std::int64_t tokens) {
+std::int64_t pyramid_capacity(std::int64_t capacity, double beta, const LayerInfo& info,
+                              std::int64_t tokens) {
   const auto c = static_cast<double>(capacity);
-  if (layers <= 1) return capacity;
+  if (info.layers <= 1) return capacity;
   double last = c / beta, first = 2 * c - last;
   if (first > static_cast<double>(tokens)) {
     first = static_cast<double>(tokens);
     last = 2 * c - first;
   }
-  return std::max<std::int64_t>(1, std::llround(first - (first - last) * layer / (layers - 1)));
+  return std::max<std::int64_t>(1, std::llround(first - (first - last) * info.layer / (info.layers - 1)));
 }
+
+namespace {
 
 class PyramidKv final : public Evictor {
  public:
@@ -33,8 +32,7 @@ class PyramidKv final : public Evictor {
                                               AttentionCounts& counts) const override {
     if (request_.capacity >= input.q.tokens) return {};
     AttendedRequest request = request_;
-    request.capacity =
-        layer_capacity(request.capacity, beta_, input.info.layer, input.info.layers, input.q.tokens);
+    request.capacity = pyramid_capacity(request.capacity, beta_, input.info, input.q.tokens);
     return keep_attended(input, counts, request);
   }
 

@@ -35,6 +35,10 @@ struct AttendedRequest {
 };
 KeptTokens keep_attended(const PrefillInput& input, AttentionCounts& counts, const AttendedRequest& request);
 
+/// PyramidKV's capacity of one layer: falls linearly from 2 c - c / beta in the first layer to c / beta in
+/// the last, c on average. When the first would exceed the prompt, both ends move so that the average stays.
+std::int64_t pyramid_capacity(std::int64_t capacity, double beta, const LayerInfo& info, std::int64_t tokens);
+
 /// Rows of this rank's kv heads out of rows for all.
 KeptTokens local_heads(const LayerInfo& info, KeptTokens all);
 

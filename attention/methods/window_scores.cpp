@@ -51,10 +51,20 @@ WindowScores window_scores(const PrefillInput& input, int q_head, const WindowRe
       if (request.maxima) kernels.max_scaled(result.column_max.data() + first, s, n, factor);
       if (request.diagonals) kernels.add_scaled(reversed.data() + (tokens - 1 - row) + first, s, n, factor);
     }
-    result.flops += static_cast<double>((end - begin) * (end - low)) * (2.0 * info.head_dim + 5.0);
   }
+  result.flops = window_scores_flops(info, tokens, request.window);
   result.diagonal_sum.assign(reversed.rbegin(), reversed.rend());
   return result;
+}
+
+double window_scores_flops(const LayerInfo& info, std::int64_t tokens, std::int64_t window) {
+  double flops = 0;
+  for (std::int64_t begin = tokens - std::min(window, tokens); begin < tokens; begin += kStripRows) {
+    const std::int64_t end = std::min(begin + kStripRows, tokens);
+    const std::int64_t low = info.window > 0 ? std::max<std::int64_t>(0, begin - info.window + 1) : 0;
+    flops += static_cast<double>((end - begin) * (end - low)) * (2.0 * info.head_dim + 5.0);
+  }
+  return flops;
 }
 
 std::vector<std::vector<double>> gather_heads(const PrefillInput& input,

@@ -26,6 +26,9 @@ struct WindowRequest {
 /// For one local query head. Throws kUsage naming layer and head when a score is NaN or infinite.
 WindowScores window_scores(const PrefillInput& input, int q_head, const WindowRequest& request);
 
+/// What that costs one head, as `flops` counts it.
+double window_scores_flops(const LayerInfo& info, std::int64_t tokens, std::int64_t window);
+
 /// Per-query-head rows [q_heads][tokens] of every rank, joined to [q_heads_total][tokens] in global head
 /// order. The same bits on every rank and at every tensor-parallel degree. Collective when the team has more
 /// than one rank.
