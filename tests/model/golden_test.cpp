@@ -87,6 +87,33 @@ TEST_P(Golden, LogitsAndGreedyTokensEqualTheReference) {
   }
 }
 
+/// The models that the CUDA engine is held against, in float32: their weights are what the reference had.
+TEST_P(Golden, TheBfloat16ModelsGiveTheReferencesFloat32Logits) {
+  const std::string golden = kGolden + "bf16/" + GetParam();
+  const std::string config_text = read_file(golden + "/config.json");
+  const ModelConfig config = parse_config(config_text, GetParam());
+  if (!degree_works(config.q_heads, config.kv_heads, config.mlp, team_->size()))
+    GTEST_SKIP() << "this degree does not work";
+  TemporaryFolder folder("bf16_" + GetParam() + "_" + std::to_string(team_->rank()));
+  write_tiny_model(folder.path(), config_text);
+  const auto engine = Engine::load({.folder = folder.path(), .rope_override = {}}, *team_, threads_);
+  const Tensor logits = read_npy(golden + "/logits.npy");  // [float32 or bfloat16, prompt, vocab]
+  const auto vocab = static_cast<std::size_t>(logits.shape()[2]);
+  const StrategySpec dense = parse_strategy(Json::object(), "test");
+  const Variant variant{.evict = dense.evict, .decode = dense.decode, .sampling = {.max_new_tokens = 1}};
+  for (std::size_t p = 0; p < kLengths.size(); ++p) {
+    const auto prompt = tiny_prompt(kLengths[p]);
+    const JobResult job = engine->run({.prompt = prompt,
+                                       .prefill = dense.prefill,
+                                       .variants = std::span(&variant, 1),
+                                       .want_logits = true,
+                                       .on_token = {},
+                                       .cancelled = {}});
+    EXPECT_LT(row_error(job.prompt_logits, std::span(logits.as<float>() + p * vocab, vocab)), kTolerance)
+        << kLengths[p] << " tokens";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, Golden,
                          ::testing::Values("qwen2", "qwen2_yarn", "qwen2_mixed", "llama3", "llama_linear",
                                            "qwen3", "qwen3_yarn", "gemma3", "gemma3_nested", "mistral"),

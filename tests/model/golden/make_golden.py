@@ -5,8 +5,12 @@ The weights are not stored: here and in tests/model/tiny_model.cpp they come fro
 (fill() below). Stored per case: config.json, prompts as lengths, logits [prompt, 2, vocab] (of the prompt's last
 token and of the last generated one) and tokens [prompt, 64] (greedy). rope_*.npy are tables of frequencies.
 
+bf16/CASE/ holds the same families in sizes that the CUDA engine takes, with every weight rounded to bfloat16:
+config.json and logits [2, prompt, vocab] of the prompts' last tokens, computed by transformers in float32 (0) and in
+bfloat16 (1). What the two differ by is what bfloat16 itself loses, the measure for our own bfloat16.
+
 Needs torch and transformers (made with 2.11 and 5.23). Run from the source root:
-    python3 tests/model/golden/make_golden.py [CASE ...]
+    python3 tests/model/golden/make_golden.py [CASE ...] [bf16]
 """
 import json
 import pathlib
@@ -120,19 +124,20 @@ CASES = {
 }
 
 
-def build(case):
+def build(case, dtype=torch.float32, attention="eager", device="cpu"):
     config = dict(case.get("reference", case["config"]))
     model_type = config.pop("model_type")
     stored = case["config"].get("dtype", case["config"].get("torch_dtype"))
     for key in ("dtype", "torch_dtype"):
         config.pop(key, None)
     cls = type(transformers.AutoConfig.for_model(model_type))
-    model = AutoModelForCausalLM.from_config(cls(**config), attn_implementation="eager", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(cls(**config), attn_implementation=attention, dtype=dtype)
     prefix = case.get("prefix", "")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(fill(prefix + name, tuple(parameter.shape), "gemma" in model_type, getattr(torch, stored)))
-    return model.eval()
+    assert all(b.dtype == torch.float32 for n, b in model.named_buffers() if "inv_freq" in n)
+    return model.eval().to(device)
 
 
 def run(model, ids):
@@ -162,6 +167,47 @@ def make_cases():
         np.save(folder / "logits.npy", np.stack([r[0] for r in results]).astype(np.float32))
         np.save(folder / "tokens.npy", np.stack([r[1] for r in results]))
         print(name, [len(set(r[1].tolist())) for r in results], "smallest gap %.1e" % min(r[2] for r in results))
+
+
+# Sizes of the CUDA engine: head_dim 64, 96, 128 or 256.
+BF16_HEAD_DIMS = dict(qwen2=64, qwen2_yarn=64, qwen2_mixed=128, llama3=64, llama_linear=96, qwen3=128, qwen3_yarn=64,
+                      gemma3=256, gemma3_nested=64, mistral=128)
+
+
+def bf16_case(name):
+    """A case of CASES with weights in bfloat16 and sizes that the CUDA engine takes."""
+    def resize(config):
+        inner = config["text_config"] if "text_config" in config else config
+        if inner is not config:
+            return {**config, "torch_dtype": "bfloat16", "text_config": resize(inner)}
+        sized = {k: v for k, v in config.items() if k != "torch_dtype"}
+        sized.update(head_dim=BF16_HEAD_DIMS[name], hidden_size=128, intermediate_size=192, dtype="bfloat16")
+        if "query_pre_attn_scalar" in sized:
+            sized["query_pre_attn_scalar"] = BF16_HEAD_DIMS[name]
+        return sized
+    case = CASES[name]
+    return {k: resize(v) if isinstance(v, dict) else v for k, v in case.items()}
+
+
+def last_logits(model, length):
+    ids = torch.from_numpy(prompt(length))[None].to(model.device)
+    with torch.no_grad():
+        return model(ids).logits[0, -1].float().cpu().numpy()
+
+
+def make_bf16():
+    for name in BF16_HEAD_DIMS:
+        if len(sys.argv) > 1 and "bf16" not in sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        case = bf16_case(name)
+        folder = HERE / "bf16" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(case["config"], indent=1) + "\n")
+        exact, rounded = (np.stack([last_logits(build(case, dtype), n) for n in LENGTHS])
+                          for dtype in (torch.float32, torch.bfloat16))
+        np.save(folder / "logits.npy", np.stack([exact, rounded]).astype(np.float32))
+        print("bf16", name, "largest logit %.2f, bfloat16 loses at most %.4f, rms %.4f" % (
+            abs(exact).max(), abs(rounded - exact).max(), ((rounded - exact) ** 2).mean() ** 0.5))
 
 
 ROPES = {
@@ -195,5 +241,7 @@ def make_ropes():
 if __name__ == "__main__":
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
-    make_ropes()
+    if len(sys.argv) == 1:
+        make_ropes()
     make_cases()
+    make_bf16()
