@@ -130,12 +130,10 @@ __global__ void __launch_bounds__(kThreads) skinny_kernel(SkinnyArgs args) {
 template <int kOutputTiles, int kRowTiles, class Y>
 void launch(const SkinnyArgs& args, cudaStream_t stream) {
   constexpr int kOutputs = 16 * kOutputTiles, kBytes = kSharedBytes<kOutputTiles, kRowTiles>;
-  static const int allowed = static_cast<int>(
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(&skinny_kernel<kOutputTiles, kRowTiles, Y>),
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  LACUNA_CUDA_TRY(allowed);
+  const auto kernel = skinny_kernel<kOutputTiles, kRowTiles, Y>;
+  LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const auto blocks = static_cast<unsigned>((args.outputs + kOutputs - 1) / kOutputs);
-  skinny_kernel<kOutputTiles, kRowTiles, Y><<<blocks, kThreads, kBytes, stream>>>(args);
+  kernel<<<blocks, kThreads, kBytes, stream>>>(args);
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
