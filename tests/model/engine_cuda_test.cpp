@@ -140,11 +140,11 @@ INSTANTIATE_TEST_SUITE_P(Shipped, MiniModel, ::testing::Values("nano", "micro"),
                          [](const auto& param) { return std::string(param.param); });
 
 TEST(CudaEngine, AJobThatDoesNotFitFailsAndTheNextOneWorks) {
-  const auto engine = load(kMini + "nano", std::int64_t{4} << 20);
+  const auto engine = load(kMini + "nano", std::int64_t{2} << 20);
   const std::vector<Variant> one = {variant("{}", 4)};
   try {
-    (void)run_job(*engine, task_prompt(kMini + "nano", "ruler_niah", 8000, 0), one);
-    FAIL() << "8000 tokens do not fit into 4 MiB";
+    (void)run_job(*engine, task_prompt(kMini + "nano", "ruler_niah", 2000, 0), one);
+    FAIL() << "2000 tokens do not fit into 2 MiB";
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kResource) << error.what();
   }
