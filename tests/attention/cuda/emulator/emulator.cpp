@@ -190,6 +190,13 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   if (emulator::kept_for_graph([=] { std::memcpy(to, from, bytes); })) return cudaSuccess;
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind, cudaStream_t) {
+  for (size_t row = 0; row < height; ++row)
+    std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch,
+                width);
+  return cudaSuccess;
+}
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   return std::memset(to, value, bytes), cudaSuccess;
 }
