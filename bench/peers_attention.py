@@ -1,8 +1,13 @@
 """Times the peers of bench_attention_cuda on the same shapes: torch SDPA (FlashAttention-2, cuDNN) and FlexAttention.
 
-    python3 bench/peers_attention.py [longest tokens]
+    python3 bench/peers_attention.py [longest tokens] [--lengths 16384,32768,131072] [--json FILE]
+
+Prints a line per row; --json writes them too, whatever was measured before an error included. Exit code 77: no GPU.
 """
 
+import argparse
+import json
+import signal
 import sys
 
 import torch
@@ -10,6 +15,11 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 28, 4, 128
+ROWS = []
+
+
+def record(key, tokens, seconds, **more):
+    ROWS.append({"key": key, "tokens": tokens, "seconds": seconds, **more})
 
 
 def median_ms(call, budget_ms=300.0):
@@ -42,6 +52,7 @@ def dense(tokens):
             continue
         with sdpa_kernel(backend):
             ms = median_ms(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+        record("dense_" + ("cudnn" if name == "cuDNN" else "flash"), tokens, ms * 1e-3)
         print(f"peer dense prefill {name:18s} {tokens:7d} {ms:9.3f} ms {flops / ms * 1e-9:6.1f} TFLOP/s", flush=True)
 
 
@@ -56,6 +67,7 @@ def decode(tokens):
             for _ in range(20):
                 call()
         ms = median_ms(graph.replay, 100.0)
+    record("decode_cudnn", tokens, ms * 1e-3 / 20)
     print(f"peer dense decode  cuDNN              {tokens:7d} {ms * 50:9.2f} us", flush=True)
 
 
@@ -79,19 +91,36 @@ def flex(tokens, keep=0.10):
     compiled = torch.compile(flex_attention)
     ms = median_ms(lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True))
     blocks = (full | diagonal).sum().item()
+    record("flex_128", tokens, ms * 1e-3, density=blocks / (causal.sum().item() * Q_HEADS))
     print(f"peer FlexAttention {block}x{block}, {blocks / (causal.sum().item() * Q_HEADS):.1%} density {tokens:7d} "
           f"{ms:9.3f} ms {4 * blocks * block * block * HEAD_DIM / ms * 1e-9:6.1f} TFLOP/s", flush=True)
 
 
-if __name__ == "__main__":
-    longest = int(sys.argv[1]) if len(sys.argv) > 1 else 131072
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("longest", nargs="?", type=int, default=131072)
+    parser.add_argument("--lengths", default="16384,32768,65536,131072")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))  # so that what was measured is written
     if not torch.cuda.is_available():
         print("skipped: no CUDA device")
-        sys.exit(77)
+        return 77
     torch.manual_seed(0)
-    lengths = [n for n in (16384, 32768, 65536, 131072) if n <= longest]
-    for tokens in lengths:
-        dense(tokens)
-    for tokens in lengths:
-        decode(tokens)
-    flex(longest)
+    lengths = [n for n in map(int, args.lengths.split(",")) if n <= args.longest]
+    try:
+        for tokens in lengths:
+            dense(tokens)
+        for tokens in lengths:
+            decode(tokens)
+        flex(max(lengths))
+    finally:
+        if args.json:
+            with open(args.json, "w") as file:
+                json.dump({"peer": f"torch {torch.__version__}, {torch.cuda.get_device_name()}", "rows": ROWS}, file,
+                          indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ Exit code 77: no GPU.
 """
 import argparse
 import json
+import signal
 import sys
 import time
 
@@ -112,6 +113,7 @@ def main():
     parser.add_argument("--shape", choices=("7b", "tiny"), default="7b")
     parser.add_argument("--json")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))  # so that what was measured is written
     import torch
     if args.device == "cuda" and not torch.cuda.is_available():
         print("skipped: no CUDA device")
