@@ -45,6 +45,7 @@ int main(int argc, char** argv) {
   lacuna::add_sbatch_command(app);
   lacuna::add_analyze_command(app);
   lacuna::add_report_command(app);
+  lacuna::add_bench_command(app);
   try {
     app.parse(argc, argv);
     return 0;

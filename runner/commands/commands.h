@@ -24,5 +24,6 @@ void add_tasks_command(CLI::App& app);
 void add_sbatch_command(CLI::App& app);
 void add_analyze_command(CLI::App& app);
 void add_report_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
 
 }  // namespace lacuna
