@@ -293,7 +293,7 @@ void prefill_rows(Session& session, Ops& ops, std::int64_t tokens, bool longest)
   // profile takes the last row of a method: block_sparse 16, the sweeps' default.
   const auto at_least = [](std::int64_t n, std::int64_t least) { return std::max(n, least); };
   for (const auto& [block, top] :
-       {std::pair<int, std::int64_t>{128, tokens / 1280}, {64, tokens / 640}, {16, tokens / 320}}) {
+       {std::pair<int, std::int64_t>{128, tokens / 1280}, {64, tokens / 640}, {16, tokens / 160}}) {
     bench.sparse(
         fmt::format("block_sparse_{}", block),
         fmt::format("block_sparse {}, top {}", block, at_least(top, 3)),
@@ -309,8 +309,8 @@ void prefill_rows(Session& session, Ops& ops, std::int64_t tokens, bool longest)
           .prefill,
       dense, 16, static_cast<double>(window));
   bench.sparse(
-      "flexprefill", fmt::format("flexprefill alpha 0.1, at least {}, W={}", kept, wide),
-      strategy("prefill", "flexprefill", {{"alpha", 0.1}, {"min_budget", kept}, {"window", wide}}).prefill,
+      "flexprefill", fmt::format("flexprefill alpha 0, V=S={}, W={}", kept, wide),
+      strategy("prefill", "flexprefill", {{"alpha", 0.0}, {"min_budget", kept}, {"window", wide}}).prefill,
       dense, 16, static_cast<double>(wide));
   for (const char* method : {"snapkv", "ada_snapkv"}) {
     bench.evict(
