@@ -101,6 +101,7 @@ class EngineImpl final : public Engine {
 
   void check_request(const JobRequest& request) const;
   void agree(const std::string& error) const;
+  void alike(const std::function<void()>& body) const;
   void poll_cancelled(const JobRequest& request) const;
   void prefill(const JobRequest& request, std::vector<Eviction>& evictions, JobResult& job);
   void fill_caches(int layer, const PrefillInput& input, SequenceCache& shared,
@@ -152,6 +153,20 @@ void EngineImpl::agree(const std::string& error) const {
   std::vector<std::string> errors = {error};
   share_errors(errors);
   throw Error(ErrorKind::kResource, errors[0]);
+}
+
+/// Collective: runs `body`, in which ranks do not talk. A rank may run out of memory alone, above all where
+/// several share a GPU; then all ranks throw, and none waits for it.
+void EngineImpl::alike(const std::function<void()>& body) const {
+  if (shard_.tp == 1) return body();
+  std::string error;
+  try {
+    body();
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kResource) throw;
+    error = e.what();
+  }
+  agree(error);
 }
 
 /// Collective: replaces every entry by the text of the first rank that has one.
@@ -458,7 +473,7 @@ JobResult EngineImpl::run(const JobRequest& request) {
                  config_.max_positions);
   }
 
-  transformer_.reserve(tokens, tokens + most_new, std::ssize(request.variants));
+  alike([&] { transformer_.reserve(tokens, tokens + most_new, std::ssize(request.variants)); });
   std::vector<Eviction> evictions;
   for (const Variant& v : request.variants) {
     const bool known =
@@ -475,7 +490,8 @@ JobResult EngineImpl::run(const JobRequest& request) {
   job.linear_flops = linear_flops(facts_, tokens);
   if (request.want_logits) job.prompt_logits = gather_logits(1);
 
-  std::vector<Running> all = start_variants(request, evictions, job);
+  std::vector<Running> all;
+  alike([&] { all = start_variants(request, evictions, job); });
   const std::int64_t prompt_bytes = dense_kv_bytes(config_, shard_, tokens, pool_.page_bytes());
   for (VariantResult& v : job.variants) v.kv_bytes_resident_dense = prompt_bytes;
   evictions.clear();  // caches that only failed or finished variants used go back to the pool
