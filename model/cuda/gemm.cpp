@@ -1,13 +1,12 @@
 #include "model/cuda/gemm.h"
 
-#include <cublasLt.h>
-
 #include <algorithm>
 #include <map>
 #include <tuple>
 
 #include "core/error.h"
 #include "core/tensor.h"
+#include "model/cuda/cublas_lt.h"
 #include "model/cuda/sizes.h"
 #include "model/cuda/skinny.h"
 
@@ -15,32 +14,29 @@ namespace lacuna {
 
 namespace {
 
-template <class T, cublasStatus_t (*kDestroy)(T)>
-struct Destroy {
-  void operator()(T handle) const { (void)kDestroy(handle); }
-};
-template <class T, cublasStatus_t (*kDestroy)(T)>
-using Owner = std::unique_ptr<std::remove_pointer_t<T>, Destroy<T, kDestroy>>;
-using Handle = Owner<cublasLtHandle_t, cublasLtDestroy>;
-using Operation = Owner<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
-using Layout = Owner<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
-using Preference = Owner<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+using Handle = CublasLtOwner<cublasLtHandle_t>;
+using Operation = CublasLtOwner<cublasLtMatmulDesc_t>;
+using Layout = CublasLtOwner<cublasLtMatrixLayout_t>;
+using Preference = CublasLtOwner<cublasLtMatmulPreference_t>;
 
 /// Row-major [rows, cols] is what cuBLAS calls column-major [cols, rows].
 Layout layout(cudaDataType type, std::int64_t rows, std::int64_t cols) {
   cublasLtMatrixLayout_t made = nullptr;
-  LACUNA_CUBLAS(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(cols),
-                                           static_cast<std::uint64_t>(rows), cols));
+  check_cublas(cublas_lt().MatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(cols),
+                                              static_cast<std::uint64_t>(rows), cols),
+               "cublasLtMatrixLayoutCreate");
   return Layout(made);
 }
 
 template <class T>
 void set(const Operation& operation, cublasLtMatmulDescAttributes_t attribute, const T& value) {
-  LACUNA_CUBLAS(cublasLtMatmulDescSetAttribute(operation.get(), attribute, &value, sizeof value));
+  check_cublas(cublas_lt().MatmulDescSetAttribute(operation.get(), attribute, &value, sizeof value),
+               "cublasLtMatmulDescSetAttribute");
 }
 template <class T>
 void set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attribute, const T& value) {
-  LACUNA_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &value, sizeof value));
+  check_cublas(cublas_lt().MatmulPreferenceSetAttribute(preference.get(), attribute, &value, sizeof value),
+               "cublasLtMatmulPreferenceSetAttribute");
 }
 
 struct Plan {
@@ -64,7 +60,7 @@ class GemmRunner::Impl {
   explicit Impl(cudaStream_t stream)
       : stream_(stream), workspace_(static_cast<std::size_t>(kGemmWorkspaceBytes), Buffer::Kind::kDevice) {
     cublasLtHandle_t handle = nullptr;
-    LACUNA_CUBLAS(cublasLtCreate(&handle));
+    check_cublas(cublas_lt().Create(&handle), "cublasLtCreate");
     handle_.reset(handle);
   }
 
@@ -74,9 +70,10 @@ class GemmRunner::Impl {
     const float alpha = 1.0f, beta = call.accumulate ? 1.0f : 0.0f;
     const Plan& plan = plan_of(call);
     if (call.bias != nullptr) set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, call.bias);
-    LACUNA_CUBLAS(cublasLtMatmul(handle_.get(), plan.operation.get(), &alpha, call.w, plan.w.get(), call.x,
-                                 plan.x.get(), &beta, call.y, plan.y.get(), call.y, plan.y.get(),
-                                 &plan.algorithm, workspace_.data(), workspace_.bytes(), stream_));
+    check_cublas(cublas_lt().Matmul(handle_.get(), plan.operation.get(), &alpha, call.w, plan.w.get(), call.x,
+                                    plan.x.get(), &beta, call.y, plan.y.get(), call.y, plan.y.get(),
+                                    &plan.algorithm, workspace_.data(), workspace_.bytes(), stream_),
+                 "cublasLtMatmul");
   }
 
  private:
@@ -107,7 +104,8 @@ class GemmRunner::Impl {
               .x = layout(CUDA_R_16BF, call.rows, call.inputs),
               .y = layout(y_type, call.rows, call.outputs)};
     cublasLtMatmulDesc_t operation = nullptr;
-    LACUNA_CUBLAS(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    check_cublas(cublas_lt().MatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+                 "cublasLtMatmulDescCreate");
     plan.operation.reset(operation);
     set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
     set(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
@@ -118,7 +116,7 @@ class GemmRunner::Impl {
     }
 
     cublasLtMatmulPreference_t made = nullptr;
-    LACUNA_CUBLAS(cublasLtMatmulPreferenceCreate(&made));
+    check_cublas(cublas_lt().MatmulPreferenceCreate(&made), "cublasLtMatmulPreferenceCreate");
     const Preference preference(made);
     set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_.bytes());
     // Partial sums meet in float32, never in y's type.
@@ -135,12 +133,12 @@ class GemmRunner::Impl {
     cublasLtMatmulHeuristicResult_t result{};
     int count = 0;
     const cublasStatus_t status =
-        cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan.operation.get(), plan.w.get(), plan.x.get(),
-                                       plan.y.get(), plan.y.get(), preference.get(), 1, &result, &count);
+        cublas_lt().MatmulAlgoGetHeuristic(handle_.get(), plan.operation.get(), plan.w.get(), plan.x.get(),
+                                           plan.y.get(), plan.y.get(), preference.get(), 1, &result, &count);
     if (status != CUBLAS_STATUS_SUCCESS || count == 0 || result.state != CUBLAS_STATUS_SUCCESS)
       throw_library("cuBLASLt has no product [{}, {}] x [{}, {}]^T in bfloat16{}: {}", call.rows, call.inputs,
                     call.outputs, call.inputs, call.float_output ? " with float32 results" : "",
-                    cublasLtGetStatusString(status));
+                    cublas_lt().GetStatusString(status));
     plan.algorithm = result.algo;
     return plan;
   }
