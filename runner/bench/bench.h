@@ -42,13 +42,14 @@ struct Row {
   std::string what;       ///< For people.
   std::int64_t tokens = 0;
   int batch = 1;
-  double seconds = 0;        ///< Median; index included.
-  double index_seconds = 0;  ///< Of it, choosing.
-  double flops = 0;          ///< Visited, of the part that is not choosing.
-  double bytes = 0;          ///< That had to be read.
-  double floor_seconds = 0;  ///< What the measured ceilings allow.
-  double dense_seconds = 0;  ///< The dense row it is compared with.
-  double sparsity = -1;      ///< Measured.
+  double seconds = 0;                              ///< Median; index included.
+  double index_seconds = 0;                        ///< Of it, choosing.
+  double flops = 0;                                ///< Visited, of the part that is not choosing.
+  double bytes = 0;                                ///< That had to be read.
+  double floor_seconds = 0;                        ///< What the measured ceilings allow.
+  double dense_seconds = 0;                        ///< The dense row it is compared with.
+  double sparsity = -1;                            ///< Measured.
+  std::int64_t peak_bytes = 0, planned_bytes = 0;  ///< Of this rank: what the job took, what the plan said.
   std::string note = {};
 };
 nlohmann::json to_json(const Row& row);
@@ -76,6 +77,9 @@ struct Session {
   double median(const std::function<void()>& body, double budget = 0.4) const;
   int threads_used() const { return threads.threads(); }
 };
+
+/// A signal that asks to end has come: after the current row, inside a job at its next layer or step.
+bool interrupted();
 
 std::unique_ptr<Ops> make_ops(Device device, ThreadPool& threads);
 Ceilings measure_ceilings(const Session& session);

@@ -35,7 +35,7 @@ Steps decode(const Session& session, Engine& engine, std::span<const TokenId> pr
                                [&](std::size_t variant, TokenId) {
                                  if (variant == 0) times.push_back(session.now());
                                },
-                           .cancelled = {}});
+                           .cancelled = interrupted});
   for (const VariantResult& v : result.job.variants)
     LACUNA_REQUIRE(v.error.empty(), "decoding {} tokens, batch {}: {}", prompt.size(), batch, v.error);
   std::vector<double> gaps;
@@ -110,7 +110,7 @@ void shared_row(Session& session, Model& model) {
                             .prefill = parse_strategy(Json::object(), "bench").prefill,
                             .variants = variants,
                             .on_token = {},
-                            .cancelled = {}});
+                            .cancelled = interrupted});
   Row row{.part = "decode",
           .key = "shared_prefill",
           .what = {},
@@ -159,6 +159,10 @@ void bench_decode(Session& session, Model& model) {
         row.bytes = weight_bytes(session, model) + (counts.kv_bytes_read + counts.index_bytes_read) / steps;
         row.floor_seconds = row.bytes / session.ceilings.bytes_per_s;
         row.dense_seconds = dense_seconds;
+        if (strategy.evict.method == "none") {  // what evictors keep beside is theirs to say
+          row.peak_bytes = s.job.peak_bytes;
+          row.planned_bytes = model.engine().plan_memory(tokens, steps + 1, batch).total();
+        }
         if (key != "dense") {
           row.sparsity = 0;
           AttentionCounts sparse_counts;

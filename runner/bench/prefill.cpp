@@ -20,17 +20,20 @@ Measured prefill(Session& session, Model& model, std::span<const TokenId> prompt
   Measured m;
   m.seconds = session.median([&] {
     m.job = model.engine().run(
-        {.prompt = prompt, .prefill = spec, .variants = {}, .on_token = {}, .cancelled = {}});
+        {.prompt = prompt, .prefill = spec, .variants = {}, .on_token = {}, .cancelled = interrupted});
   });
   return m;
 }
 
-Row row_of(const Session& session, const ModelShape& shape, std::int64_t tokens, const Measured& m) {
+Row row_of(const Session& session, Model& model, std::int64_t tokens, const Measured& m) {
+  const ModelShape& shape = session.options.shape;
   Row row{.part = "prefill", .key = {}, .what = {}, .tokens = tokens};
   row.seconds = m.seconds;
   row.index_seconds = m.job.prefill_all.index_seconds;
   row.flops = m.job.linear_flops + 4.0 * shape.head_dim * m.job.prefill_all.visited_cells;
   row.floor_seconds = row.flops / session.ceilings.flops_per_s;
+  row.peak_bytes = m.job.peak_bytes;
+  row.planned_bytes = model.engine().plan_memory(tokens, 1, 1).total();
   return row;
 }
 
@@ -55,7 +58,7 @@ std::int64_t kept_for(double sparsity, Model& model, std::span<const TokenId> pr
                                  .prefill = vertical_slash(kept, tokens),
                                  .variants = {},
                                  .on_token = {},
-                                 .cancelled = {}})
+                                 .cancelled = interrupted})
                            .prefill_sparse.sparsity();
     if (std::abs(got - sparsity) < 0.004 || got <= 0 || got >= 1) break;
     const double factor = std::log(sparsity) / std::log(got);
@@ -84,7 +87,7 @@ void bench_prefill(Session& session, Model& model) {
   for (const std::int64_t tokens : lengths) {
     const auto prompt = model.prompt(tokens);
     const Measured measured = prefill(session, model, prompt, dense);
-    Row row = row_of(session, options.shape, tokens, measured);
+    Row row = row_of(session, model, tokens, measured);
     row.key = row.what = "dense";
     session.on_row(row);
     const double dense_seconds = row.seconds;
@@ -108,7 +111,7 @@ void bench_prefill(Session& session, Model& model) {
     }
     for (std::size_t i = 0; i < sparse.size(); ++i) {
       const Measured m = prefill(session, model, prompt, sparse[i].second);
-      Row line = row_of(session, options.shape, tokens, m);
+      Row line = row_of(session, model, tokens, m);
       line.key = options.strategies.empty() ? "vertical_slash_90" : "strategy_" + std::to_string(i);
       line.what = sparse[i].first;
       line.sparsity = m.job.prefill_sparse.sparsity();

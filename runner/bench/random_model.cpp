@@ -120,8 +120,9 @@ void write_file(const std::string& path, const std::vector<Matrix>& list, const 
     const std::uint64_t length = text.size();
     write_all(fd, &length, sizeof(length), path);
     write_all(fd, text.data(), text.size(), path);
-    std::uint64_t start = stream_id(path);
+    std::uint64_t start = stream_id(std::filesystem::path(path).filename().string());
     for (const Matrix& m : list) {
+      if (interrupted()) throw_resource("interrupted");
       std::size_t left = m.bytes() / 2;
       if (m.deviation == 0) {
         const std::vector<std::uint16_t> values(

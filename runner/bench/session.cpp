@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/rng.h"
 #include "runner/bench/bench.h"
+#include "runner/signals.h"
 
 namespace lacuna::bench {
 
@@ -36,6 +37,8 @@ double Session::median(const std::function<void()>& body, double budget) const {
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
 }
+
+bool interrupted() { return SignalGuard::received() > 0; }
 
 std::unique_ptr<Ops> make_ops(Device device, ThreadPool& threads) {
   if (device == Device::kCpu) return make_cpu_ops(threads);

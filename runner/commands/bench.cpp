@@ -14,6 +14,7 @@
 #include "runner/build_info.h"
 #include "runner/commands/commands.h"
 #include "runner/launch.h"
+#include "runner/signals.h"
 #include "sweeps/document.h"
 #include "sweeps/profile.h"
 
@@ -110,6 +111,7 @@ HardwareProfile start_profile(const Given& given, const RankFacts& facts) {
 
 void run_bench(Given& given) {
   bench::Options& options = given.options;
+  const SignalGuard signals;  // 15 GB of random weights do not outlive an interruption
   const RankFacts facts = claim_device(given.device, 0, 1);
   options.device = facts.device;
 #if !LACUNA_HAS_CUDA_ENGINE
@@ -139,24 +141,27 @@ void run_bench(Given& given) {
               session.ceilings.flops_per_s * (gpu ? 1e-12 : 1e-9), gpu ? "T" : "G",
               session.ceilings.bytes_per_s * 1e-9);
   Json rows = Json::array();
+  // After every row, so that whatever ends a long run early costs no more than the row it was at.
+  const auto save_rows = [&] {
+    if (given.json.empty()) return;
+    write_file_atomically(given.json, Json{{"device", facts.device_name},
+                                           {"shape", to_json(options.shape)},
+                                           {"floor_flops_per_s", session.ceilings.flops_per_s},
+                                           {"floor_bytes_per_s", session.ceilings.bytes_per_s},
+                                           {"git_commit", git_commit()},
+                                           {"rows", rows}}
+                                              .dump(1) +
+                                          "\n");
+  };
+  const auto save = [&] {
+    if (session.wants_profile) write_file_atomically(given.profile, profile_text(session.profile));
+  };
   session.on_row = [&](const bench::Row& row) {
     rows.push_back(to_json(row));
     std::fputs(bench::table_line(row, options.device).c_str(), stdout);
     std::fflush(stdout);
-  };
-  // Longer tables are kept even when a later part fails.
-  const auto save = [&] {
-    if (!given.json.empty()) {
-      write_file_atomically(given.json, Json{{"device", facts.device_name},
-                                             {"shape", to_json(options.shape)},
-                                             {"floor_flops_per_s", session.ceilings.flops_per_s},
-                                             {"floor_bytes_per_s", session.ceilings.bytes_per_s},
-                                             {"git_commit", git_commit()},
-                                             {"rows", rows}}
-                                                .dump(1) +
-                                            "\n");
-    }
-    if (session.wants_profile) write_file_atomically(given.profile, profile_text(session.profile));
+    save_rows();
+    if (bench::interrupted()) throw_resource("interrupted; {} rows were measured", rows.size());
   };
   const auto head = [&](const char* part) {
     std::fputs(bench::table_head(part, options.device).c_str(), stdout);
