@@ -155,6 +155,13 @@ T atomicAdd(T* to, T value) {
   return old;
 }
 
+template <class T>
+T atomicOr(T* to, T value) {
+  const T old = *to;
+  *to |= value;
+  return old;
+}
+
 using std::isfinite;
 using std::isnan;
 #define LACUNA_EMULATE_MINMAX(T)                   \
