@@ -60,6 +60,14 @@ void check_method(const std::string& name, const std::string& where) {
     throw_usage("{}: {}", where, unknown_name_message("method", name, names));
 }
 
+/// Six digits, with a dot before an exponent: YAML 1.1 takes "1e-09" for a text.
+std::string number_text(double value) {
+  std::string text = fmt::format("{:.6g}", value);
+  const auto exponent = text.find('e');
+  if (exponent != std::string::npos && text.find('.') == std::string::npos) text.insert(exponent, ".0");
+  return text;
+}
+
 /// A finite number above 0, or 0 where that means something.
 double number_at(const Reader& reader, const char* key, bool zero_allowed) {
   const Json& value = reader.at(key);
@@ -128,12 +136,13 @@ std::string profile_text(const HardwareProfile& p) {
   if (p.memory_bytes > 0) text += fmt::format("memory_bytes: {}\n", p.memory_bytes);
   for (const Field& field : kFields) {
     const double value = p.*field.value;
-    if (value > 0) line(field.name, fmt::format("{:.6g}", value), field.help);
+    if (value > 0) line(field.name, number_text(value), field.help);
   }
   for (const MapField& field : kMaps) {
     if ((p.*field.value).empty()) continue;
     text += fmt::format("{}:  # {}\n", field.name, field.help);
-    for (const auto& [method, value] : p.*field.value) text += fmt::format("  {}: {:.6g}\n", method, value);
+    for (const auto& [method, value] : p.*field.value)
+      text += fmt::format("  {}: {}\n", method, number_text(value));
   }
   return text;
 }

@@ -54,6 +54,15 @@ TEST(Profile, ReadsBackWhatItWrites) {
   EXPECT_EQ(back.index_flops_per_s, p.index_flops_per_s);
 }
 
+TEST(Profile, EveryYamlReaderTakesItsNumbersForNumbers) {
+  HardwareProfile p = parse_profile(kLeast, "p.yaml");
+  p.step_overhead_s = 1e-9;  // PyYAML reads 1e-09 as a text
+  p.layer_overhead_s = 0.5;
+  EXPECT_THAT(profile_text(p), testing::AllOf(testing::HasSubstr("step_overhead_s: 1.0e-09 "),
+                                              testing::HasSubstr("bytes_per_s: 3.0e+10 "),
+                                              testing::HasSubstr("layer_overhead_s: 0.5 ")));
+}
+
 TEST(Profile, UnknownFieldsAndMethodsGetTheNearestName) {
   EXPECT_THAT(
       error_of(kLeast + "byte_per_s: 1\n"),
