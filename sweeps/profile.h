@@ -1,5 +1,5 @@
 // A measured hardware profile as a file: `lacuna bench --profile FILE` writes it, `lacuna plan` and `lacuna
-// run` read it. docs/performance.md lists the fields.
+// run` read it. docs/sweeps.md lists the fields.
 #pragma once
 
 #include <string>

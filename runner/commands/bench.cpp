@@ -77,6 +77,22 @@ void read_lists(Given& given) {
   if (options.parts.empty()) options.parts = kParts;
 }
 
+/// An option that none of the parts asked for looks at is a mistake.
+void refuse_idle_options(const Given& given) {
+  const bench::Options& options = given.options;
+  const bool decodes = measures(options, "decode"), loads = decodes || measures(options, "prefill");
+  const auto need = [](bool is_given, const char* option, bool used, const char* part) {
+    LACUNA_REQUIRE(!is_given || used, "{} says nothing about the parts asked for; it is for {}", option,
+                   part);
+  };
+  need(!options.batches.empty(), "--batch", decodes, "decode");
+  need(!given.shared_tokens.empty(), "--shared-tokens", decodes, "decode");
+  need(options.new_tokens > 0, "--new-tokens", decodes, "decode");
+  need(options.layers > 0, "--layers", loads, "prefill and decode");
+  need(!options.scratch.empty(), "--scratch", loads && options.model.empty(),
+       "prefill and decode with random weights");
+}
+
 std::string today() {
   const std::time_t now = std::time(nullptr);
   std::tm utc{};
@@ -112,13 +128,15 @@ HardwareProfile start_profile(const Given& given, const RankFacts& facts) {
 void run_bench(Given& given) {
   bench::Options& options = given.options;
   const SignalGuard signals;  // 15 GB of random weights do not outlive an interruption
-  const RankFacts facts = claim_device(given.device, 0, 1);
+  RankFacts facts = claim_device(given.device, 0, 1);
   options.device = facts.device;
+  if (options.cpu_time) facts.device_name = "1 thread, processor time";
 #if !LACUNA_HAS_CUDA_ENGINE
   LACUNA_REQUIRE(options.device == Device::kCpu, "this build has no CUDA engine; use --device cpu");
 #endif
   LACUNA_REQUIRE(!options.cpu_time || options.device == Device::kCpu, "--cpu-time is for --device cpu");
   read_lists(given);
+  refuse_idle_options(given);
   choose_shape(options);
   ThreadPool threads(options.cpu_time ? 1 : facts.threads);
   bench::Session session{.options = options,
@@ -130,8 +148,8 @@ void run_bench(Given& given) {
   if (session.wants_profile) session.profile = start_profile(given, facts);
   session.ceilings = bench::measure_ceilings(session);
   const bool gpu = options.device == Device::kCuda;
-  std::printf("Lacuna %s, %s, %s, %s%s\n", LACUNA_VERSION, facts.device_name.c_str(),
-              gpu ? "bfloat16" : "float32", options.cpu_time ? "processor time of one thread, " : "",
+  std::printf("Lacuna %s, %s, %s, %s\n", LACUNA_VERSION, facts.device_name.c_str(),
+              gpu ? "bfloat16" : "float32",
               (options.model.empty() ? "random weights of " + options.shape_name +
                                            fmt::format(", {} layers{}", options.shape.layers,
                                                        options.layers > 0 ? " (cut by --layers)" : "")
