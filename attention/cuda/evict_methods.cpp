@@ -14,7 +14,7 @@ namespace lacuna {
 
 namespace {
 
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 /// Whether every kv head's query heads are on one rank, so that importance per kv head needs no other rank.
 /// The same on all ranks.
@@ -24,11 +24,12 @@ bool groups_are_whole(const PrefillInput& input) {
 
 /// Per-query-head rows on the device, of every rank, on the host: [q_heads_total][tokens]. Collective. Throws
 /// on every rank alike when the scores of a head are not finite.
+template <class Value>
 std::vector<std::vector<double>> gather_rows(const CudaContext& context, const PrefillInput& input,
-                                             const float* rows, const int* not_finite) {
+                                             const Value* rows, const int* not_finite) {
   const LayerInfo& info = input.info;
   const std::int64_t tokens = input.q.tokens;
-  const std::vector<float> host = download(context, rows, info.q_heads * tokens);
+  const std::vector<Value> host = download(context, rows, info.q_heads * tokens);
   const std::vector<int> bad = download(context, not_finite, info.q_heads);
   std::vector<std::vector<double>> local;
   for (int head = 0; head < info.q_heads; ++head) {
@@ -194,6 +195,121 @@ class AdaSnapKv final : public Evictor {
   double floor_;
 };
 
+/// The k best of every row of doubles.
+KeptTokens keep_best(const CudaContext& context, const PrefillInput& input, const double* scores, int rows,
+                     std::int64_t k, std::int64_t first, std::int64_t last, const int* not_finite) {
+  const std::int64_t tokens = input.q.tokens;
+  DoubleTopKParams top;
+  top.scores = scores;
+  top.rows = rows;
+  top.n = static_cast<int>(tokens);
+  top.k = static_cast<int>(std::min(tokens, std::max(k, first + last)));
+  top.first = static_cast<int>(std::min(tokens, first));
+  top.last = static_cast<int>(std::min(tokens, last));
+  top.index_stride = top.k;
+  top.indices = take<std::int32_t>(context, rows * top.index_stride);
+  double_top_k_cuda(top, context.stream);
+  const auto host = download(context, top.indices, rows * top.index_stride);
+  if (not_finite != nullptr) check_finite(input.info, download(context, not_finite, input.info.q_heads));
+  KeptTokens lists;
+  for (int row = 0; row < rows; ++row) {
+    const auto begin = host.begin() + row * top.index_stride;
+    lists.emplace_back(begin, begin + top.k);
+  }
+  return lists;
+}
+
+class Tova final : public Evictor {
+ public:
+  Tova(const Params& params, const CudaContext& context)
+      : context_(context), capacity_(params.get_int("capacity")) {}
+
+  KeptTokens keep(const PrefillInput& input, AttentionCounts& counts) const override {
+    const LayerInfo& info = input.info;
+    const std::int64_t tokens = input.q.tokens;
+    if (capacity_ >= tokens) return {};
+    const IndexTimer timer(counts);
+    auto* rows = take<float>(context_, info.q_heads * tokens);
+    int* not_finite = take_flags(context_, info.q_heads);
+    window_scores_cuda(input, 1, {.column_sum = rows, .not_finite = not_finite},
+                       take_workspace(context_, window_scores_workspace_bytes(info, tokens, 1, false)),
+                       context_.stream);
+    counts.index_flops += info.q_heads * window_scores_flops(info, tokens, 1);
+    const double* total = nullptr;
+    if (input.communicator->size() == 1) {
+      auto* sum = take<double>(context_, tokens);
+      sum_rows_cuda(rows, info.q_heads, tokens, sum, context_.stream);
+      total = sum;
+    } else {
+      // All heads of the layer decide together.
+      std::vector<double> sum(static_cast<std::size_t>(tokens));
+      for (const auto& head : gather_rows(context_, input, rows, not_finite)) {
+        for (std::size_t t = 0; t < sum.size(); ++t) sum[t] += head[t];
+      }
+      total = upload(context_, sum);
+      not_finite = nullptr;
+    }
+    const KeptTokens kept = keep_best(context_, input, total, 1, capacity_, 0, 1, not_finite);
+    return KeptTokens(static_cast<std::size_t>(info.kv_heads), kept.front());
+  }
+
+ private:
+  CudaContext context_;
+  std::int64_t capacity_;
+};
+
+class ExpectedAttention final : public Evictor {
+ public:
+  ExpectedAttention(const Params& params, const CudaContext& context)
+      : context_(context),
+        capacity_(params.get_int("capacity")),
+        window_(params.get_int("window")),
+        sinks_(params.get_int("sinks")),
+        epsilon_(params.get_double("epsilon")),
+        value_norm_(params.get_bool("value_norm")) {}
+
+  KeptTokens keep(const PrefillInput& input, AttentionCounts& counts) const override {
+    const LayerInfo& info = input.info;
+    const std::int64_t tokens = input.q.tokens;
+    if (capacity_ >= tokens) return {};
+    const IndexTimer timer(counts);
+    ExpectedAttentionParams params;
+    params.window = static_cast<int>(std::min(window_, tokens));
+    params.epsilon = epsilon_;
+    params.value_norm = value_norm_;
+    params.importance = take<double>(context_, info.q_heads * tokens);
+    params.not_finite = take_flags(context_, info.q_heads);
+    expected_attention_cuda(input, params,
+                            take_workspace(context_, expected_attention_workspace_bytes(info, tokens)),
+                            context_.stream);
+    counts.index_flops +=
+        info.q_heads * static_cast<double>(tokens) * info.head_dim * (2.0 * info.head_dim + 6.0);
+    const double* means = nullptr;
+    if (groups_are_whole(input)) {
+      auto* to = take<double>(context_, info.kv_heads * tokens);
+      group_means_cuda(params.importance, info, tokens, to, context_.stream);
+      means = to;
+    } else {
+      const auto grouped = group_heads(
+          info, gather_rows(context_, input, params.importance, params.not_finite), GroupBy::kMean);
+      std::vector<double> own;
+      for (int head = info.kv_head_begin; head < info.kv_head_begin + info.kv_heads; ++head) {
+        const auto& row = grouped[static_cast<std::size_t>(head)];
+        own.insert(own.end(), row.begin(), row.end());
+      }
+      means = upload(context_, own);
+      params.not_finite = nullptr;
+    }
+    return keep_best(context_, input, means, info.kv_heads, capacity_, sinks_, 0, params.not_finite);
+  }
+
+ private:
+  CudaContext context_;
+  std::int64_t capacity_, window_, sinks_;
+  double epsilon_;
+  bool value_norm_;
+};
+
 }  // namespace
 
 std::unique_ptr<Evictor> make_cuda_evictor(const MethodSpec& spec, CudaContext context) {
@@ -203,6 +319,8 @@ std::unique_ptr<Evictor> make_cuda_evictor(const MethodSpec& spec, CudaContext c
   if (spec.method == "pyramidkv")
     return std::make_unique<SnapKv>(spec.params, spec.params.get_double("beta"), context);
   if (spec.method == "ada_snapkv") return std::make_unique<AdaSnapKv>(spec.params, context);
+  if (spec.method == "tova") return std::make_unique<Tova>(spec.params, context);
+  if (spec.method == "expected_attention") return std::make_unique<ExpectedAttention>(spec.params, context);
   throw_usage("evict {} is not available on CUDA yet; use device cpu", spec.method);
 }
 

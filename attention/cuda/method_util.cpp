@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/methods/common.h"
+#include "attention/methods/slash_lists.h"
 
 namespace lacuna {
 
@@ -32,6 +33,13 @@ void check_finite(const LayerInfo& info, const std::vector<int>& not_finite) {
 std::int64_t most_block_ranges(std::int64_t rows, std::int64_t most) {
   std::int64_t ranges = 0;
   for (std::int64_t i = 0; i < rows; ++i) ranges += std::min(most, i / 2 + 1);
+  return ranges;
+}
+
+std::int64_t most_slash_ranges(std::int64_t tokens, std::int64_t offsets) {
+  std::int64_t ranges = 0;
+  for (std::int64_t end = kSlashRowBlock; end < tokens + kSlashRowBlock; end += kSlashRowBlock)
+    ranges += std::min(offsets, end / (kSlashRowBlock + 1) + 1);
   return ranges;
 }
 

@@ -59,6 +59,9 @@ DeviceTileLists make_lists(const CudaContext& context, const LayerInfo& info, co
 
 /// Ranges of whole blocks with gaps between them, at most `most` of row i's i + 1 blocks, in one head.
 std::int64_t most_block_ranges(std::int64_t rows, std::int64_t most);
+/// Ranges from `offsets` diagonals, in one head: each starts at one, is at least 64 wide, and does not touch
+/// the next.
+std::int64_t most_slash_ranges(std::int64_t tokens, std::int64_t offsets);
 
 /// select() of every GPU selector.
 class DeviceSelector : public CudaPrefillSelector {
@@ -69,5 +72,10 @@ class DeviceSelector : public CudaPrefillSelector {
  protected:
   CudaContext context_;
 };
+/// xattention, oracle_top_k and oracle_top_p; flexprefill.
+std::unique_ptr<CudaPrefillSelector> make_cuda_block_selector(const MethodSpec& spec,
+                                                              const CudaContext& context);
+std::unique_ptr<CudaPrefillSelector> make_cuda_flexprefill(const MethodSpec& spec,
+                                                           const CudaContext& context);
 
 }  // namespace lacuna

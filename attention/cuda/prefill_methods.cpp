@@ -72,16 +72,12 @@ class VerticalSlash final : public DeviceSelector {
     kept.offsets = best(diagonal_sum, info.q_heads, tokens, offsets, kLocalOffsets, offset_counts);
     kept.offset_counts = offset_counts;
 
-    // Ranges are at least 64 wide and do not touch; and every one starts at an offset.
-    std::int64_t most = 0;
-    for (std::int64_t m = 0; m < tokens; m += kSlashRowBlock)
-      most += std::min(offsets, (m + kSlashRowBlock) / (kSlashRowBlock + 1) + 1);
     counts.index_flops += info.q_heads * (window_scores_flops(info, tokens, window_) +
                                           selection_flops(tokens, columns + offsets));
     return make_lists(context_, info,
                       {.tokens = tokens,
                        .row_block = kSlashRowBlock,
-                       .max_ranges = info.q_heads * most,
+                       .max_ranges = info.q_heads * most_slash_ranges(tokens, offsets),
                        .max_columns = columns},
                       not_finite,
                       [&](const TileListsOut& out) { slash_lists_cuda(kept, out, context_.stream); });
@@ -149,6 +145,9 @@ std::unique_ptr<CudaPrefillSelector> make_cuda_prefill_selector(const MethodSpec
   }
   if (spec.method == "vertical_slash") return std::make_unique<VerticalSlash>(spec.params, context);
   if (spec.method == "block_sparse") return std::make_unique<BlockSparse>(spec.params, context);
+  if (spec.method == "flexprefill") return make_cuda_flexprefill(spec, context);
+  if (spec.method == "xattention" || spec.method == "oracle_top_k" || spec.method == "oracle_top_p")
+    return make_cuda_block_selector(spec, context);
   throw_usage("prefill {} is not available on CUDA yet; use device cpu", spec.method);
 }
 

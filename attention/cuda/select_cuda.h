@@ -38,13 +38,13 @@ struct TopKParams {
   /// Top-p beside k: when mass >= 0, k rises to the length of the smallest prefix of the sorted row whose sum
   /// is above mass * mass_total. The order for that knows no forced entries; the choice of that many then
   /// does.
-  float mass = -1.0f;
-  float mass_total = 0.0f;  ///< 0: the sum of the row
+  double mass = -1.0;
+  double mass_total = 0.0;  ///< 0: the sum of the row
   bool append_n = false;    ///< adds index row_n[row] after the best: Quest's current page
   bool add_last = false;    ///< adds index row_n[row] - 1 when it was not chosen
   bool reaches = false;     ///< with mass: the prefix whose sum reaches the mass; otherwise, is above it
-  /// Budgets from device memory instead of k and mass (which must then be >= 0 all the same): of row r those at
-  /// [r / rows_per_budget * budget_stride], strides in 4 bytes. Null: the host's.
+  /// Budgets from device memory instead of k and mass (which must then be >= 0 all the same): of row r those
+  /// at [r / rows_per_budget * budget_stride], strides in 4 bytes. Null: the host's.
   const std::int32_t* row_k = nullptr;
   int k_more = 0;  ///< added to k: forced entries beside the budget
   const float* row_mass = nullptr;
@@ -133,6 +133,21 @@ struct BlockChoiceParams {
 };
 void choose_blocks_cuda(const BlockChoiceParams& params, int heads, int rows, cudaStream_t stream);
 
+/// Attention summed over blocks, exact (oracles, stride 1) or estimated along antidiagonals (xattention): the
+/// rows of methods/prefill_oracle.cpp and prefill_xattention.cpp. Rows are groups of `stride` tokens, weights
+/// are summed over squares of per_block x per_block groups; row blocks [first, first + count) are written.
+struct BlockMassParams {
+  int stride = 1;
+  int per_block = 64;  ///< groups of a block: a power of two up to 128
+  int first = 0, count = 0;
+  float* mass = nullptr;  ///< [q_heads, count, mass_stride]; entries after the diagonal are not written
+  std::int64_t mass_stride = 0;
+  int* not_finite = nullptr;  ///< [q_heads]: set to 1 where a score is NaN or infinite, never cleared
+};
+/// `first` * per_block must be a multiple of kMassRows.
+inline constexpr int kMassRows = 128;
+void block_mass_cuda(const PrefillInput& input, const BlockMassParams& params, cudaStream_t stream);
+
 // --- Quest
 // ---------------------------------------------------------------------------------------------------------
 
@@ -192,6 +207,36 @@ struct SharedBudgetParams {
 };
 void shared_budget_cuda(const SharedBudgetParams& params, CudaWorkspace workspace, cudaStream_t stream);
 std::size_t shared_budget_workspace_bytes(int kv_heads, std::int64_t tokens);
+
+/// Expected Attention's (expected weight + epsilon) * |v| per query head and token: see
+/// methods/evict_expected_attention.cpp.
+struct ExpectedAttentionParams {
+  int window = 0;
+  double epsilon = 0;
+  bool value_norm = true;
+  double* importance = nullptr;  ///< [q_heads, tokens]
+  int* not_finite = nullptr;     ///< [q_heads]: set to 1 where a score is NaN or infinite, never cleared
+};
+void expected_attention_cuda(const PrefillInput& input, const ExpectedAttentionParams& params,
+                             CudaWorkspace workspace, cudaStream_t stream);
+std::size_t expected_attention_workspace_bytes(const LayerInfo& info, std::int64_t tokens);
+
+/// The mean over the query heads of each kv head, heads in ascending order: from [q_heads, tokens], to
+/// [kv_heads, tokens].
+void group_means_cuda(const double* from, const LayerInfo& info, std::int64_t tokens, double* to,
+                      cudaStream_t stream);
+/// The sum of `rows` rows in row order, for TOVA: from [rows, tokens], to [tokens].
+void sum_rows_cuda(const float* from, int rows, std::int64_t tokens, double* to, cudaStream_t stream);
+
+/// top_k_cuda's choice among doubles: exactly k per row, ascending. At least first + last, at most n.
+struct DoubleTopKParams {
+  const double* scores = nullptr;  ///< [rows, n]
+  int rows = 0, n = 0, k = 0;
+  int first = 0, last = 0;
+  std::int32_t* indices = nullptr;  ///< [rows, index_stride]
+  std::int64_t index_stride = 0;
+};
+void double_top_k_cuda(const DoubleTopKParams& params, cudaStream_t stream);
 
 /// Copies kept tokens of contiguous k and v into pages: kept [kv_heads, kept_stride] ascending with counts;
 /// page_ids [kv_heads, id_stride] give each head's pages.
