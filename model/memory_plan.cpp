@@ -94,7 +94,7 @@ MemoryPlan plan_memory(const ModelFacts& f, Device device, int tp, std::int64_t 
   // Every variant starts on a copy of the shared last page and adds its own tokens.
   plan.kv_cache = cache_of(tokens) + variants * cache_of(new_tokens + kPageTokens);
   const std::int64_t rows = std::max<std::int64_t>(tokens, variants);
-  const std::int64_t chunk = std::min<std::int64_t>(rows, kTokenChunk);
+  const std::int64_t chunk = std::min<std::int64_t>(rows, token_chunk(device));
   plan.activations =
       element * (rows * (h + 2 * q + 2 * kv) + chunk * (2 * h + 3 * m)) + 4 * std::max(1, variants) * vocab;
   std::int64_t positions = 1024;

@@ -10,7 +10,7 @@ namespace lacuna {
 
 /// Tokens that pass through norms, projections and MLP at once: bounds their memory, whatever the prompt's
 /// length.
-inline constexpr std::int64_t kTokenChunk = 1024;
+inline constexpr std::int64_t token_chunk(Device device) { return device == Device::kCuda ? 8192 : 1024; }
 /// Floats of packed activations that CpuOps holds at most.
 inline constexpr std::int64_t kPackedFloats = std::int64_t{8} << 20;
 

@@ -109,7 +109,7 @@ TensorView Transformer::upload_indices(Scratch& scratch, std::span<const std::in
 
 void Transformer::reserve(std::int64_t tokens, std::int64_t positions, std::int64_t rows) {
   ensure_rope(positions);
-  const std::int64_t chunk = std::min(tokens, kTokenChunk), most = std::max(tokens, rows),
+  const std::int64_t chunk = std::min(tokens, token_chunk(ops_.device())), most = std::max(tokens, rows),
                      busy = std::max(chunk, rows), d = config_.head_dim;
   take(x_, most, config_.hidden);
   take(qkv_, most, (shard_.q_heads + 2 * shard_.kv_heads) * d);
@@ -213,7 +213,8 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
   if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
 
   const auto for_chunks = [&](const auto& body) {
-    for (std::int64_t at = 0; at < tokens; at += kTokenChunk) body(at, std::min(kTokenChunk, tokens - at));
+    const std::int64_t chunk = token_chunk(ops_.device());
+    for (std::int64_t at = 0; at < tokens; at += chunk) body(at, std::min(chunk, tokens - at));
   };
   for (int layer = 0; layer < config_.layers; ++layer) {
     if (calls.between_layers) calls.between_layers();

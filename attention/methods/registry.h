@@ -22,6 +22,7 @@
   X(evict_tova)               \
   X(evict_expected_attention) \
   X(evict_streaming)          \
+  X(evict_random)             \
   X(decode_dense)             \
   X(decode_quest)             \
   X(decode_twilight)          \

@@ -46,6 +46,32 @@ std::vector<std::vector<std::int32_t>> keep(const Layer& layer, const std::strin
   return kept;
 }
 
+TEST(Evictors, RandomKeepsTheEndsAndADrawOfItsOwnPerLayerHeadAndSeed) {
+  const std::string text = R"({"random": {"capacity": 90, "first": 3, "last": 20}})";
+  Layer layer({.tokens = 300, .q_heads = 4, .kv_heads = 2, .head_dim = 32}, 1, 3);
+  layer.input.seed = 7;
+  const auto kept = keep(layer, text);
+  for (const auto& head : kept) {
+    ASSERT_EQ(head.size(), 90u);
+    EXPECT_TRUE(std::ranges::is_sorted(head));
+    EXPECT_EQ(std::ranges::adjacent_find(head), head.end());
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(head[static_cast<std::size_t>(i)], i);
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(head[static_cast<std::size_t>(70 + i)], 280 + i);
+  }
+  EXPECT_NE(kept[0], kept[1]);
+  EXPECT_EQ(kept, keep(layer, text));
+  layer.input.seed = 8;
+  EXPECT_NE(kept, keep(layer, text));
+  layer.input.seed = 7;
+  layer.input.info.layer = 1;
+  EXPECT_NE(kept, keep(layer, text));
+  // Kv head 1 alone on a second rank draws what it draws beside kv head 0.
+  layer.input.info.layer = 0;
+  layer.input.info.kv_head_begin = 1;
+  EXPECT_EQ(keep(layer, text)[0], kept[1]);
+  EXPECT_EQ(keep(layer, R"({"random": {"capacity": 300}})")[0].size(), 300u);  // nothing has to go
+}
+
 TEST(Evictors, EqualTheirReferencesOnIntegers) {
   int seed = 0;
   for (const std::int64_t tokens : {1, 40, 133, 200, 391}) {
@@ -64,7 +90,7 @@ TEST(Evictors, EqualTheirReferencesOnIntegers) {
 
 TEST(Evictors, EveryMethodIsTested) {
   for (const auto& info : methods()) {
-    if (info.slot != Slot::kEvict) continue;
+    if (info.slot != Slot::kEvict || info.name == "random") continue;  // the draw has a test of its own
     EXPECT_TRUE(std::ranges::any_of(kStrategies, [&](const auto& s) {
       return method(s).method == info.name;
     })) << info.name;
@@ -109,7 +135,7 @@ TEST(Evictors, EqualScoresKeepTheLowerIndex) {
 TEST(Evictors, NanNamesLayerAndHead) {
   for (const auto& text : kStrategies) {
     const std::string name = method(text).method;
-    if (name == "none" || name == "streaming") continue;
+    if (name == "none" || name == "streaming" || name == "random") continue;
     Layer layer({.tokens = 230, .q_heads = 4, .kv_heads = 2, .head_dim = 64}, 1);
     layer.input.info.layer = 9;
     layer.input.q.row(2, 229)[0] = NAN;

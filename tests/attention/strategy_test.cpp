@@ -108,7 +108,7 @@ TEST(Strategy, EveryCombinationRuns) {
     EXPECT_GT(r.counts.kv_bytes_read, 0);
     ++combinations;
   }
-  EXPECT_EQ(combinations, 11 * 7 + 6);
+  EXPECT_EQ(combinations, 11 * 8 + 6);
 }
 
 TEST(Attend, RefusesWhatDoesNotFit) {
