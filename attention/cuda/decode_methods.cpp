@@ -4,7 +4,6 @@
 #include <string_view>
 
 #include "attention/cuda/page_choice.h"
-#include "attention/cuda/select_cuda.h"
 #include "core/error.h"
 
 namespace lacuna {
@@ -12,9 +11,6 @@ namespace lacuna {
 namespace {
 
 constexpr std::size_t kAlign = 256;
-/// DecodeBudget in units of TopKParams::budget_stride.
-constexpr int kBudgetWords = sizeof(DecodeBudget) / 4;
-static_assert(sizeof(DecodeBudget) % 4 == 0);
 
 std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -42,21 +38,10 @@ void check(const DecodeChoice& choice, CudaWorkspace workspace, std::size_t need
     throw_resource("a decode choice needs {} bytes of workspace, got {}", needed, workspace.bytes);
 }
 
-/// The top_k of a group's rows into its lists.
-TopKParams selection(const DecodeChoice& choice, const float* scores, const std::int32_t* row_pages,
-                     int heads) {
-  TopKParams top;
-  top.scores = scores;
-  top.score_stride = pages_of(choice.max_tokens);
-  top.rows = choice.rows * heads;
-  top.n = static_cast<int>(top.score_stride);
-  top.row_n = row_pages;
-  top.rows_per_budget = heads;
-  top.budget_stride = kBudgetWords;
-  top.indices = choice.lists;
-  top.index_stride = choice.list_stride;
-  top.counts = choice.counts;
-  return top;
+void check_head_dim(const LayerInfo& info) {
+  const int d = info.head_dim;
+  if (d != 64 && d != 96 && d != 128 && d != 256)
+    throw_usage("attention on CUDA: head_dim {} is not supported; 64, 96, 128 and 256 are", d);
 }
 
 std::size_t bounds_bytes(const LayerInfo& info, std::int64_t max_tokens) {
@@ -97,22 +82,20 @@ class QuestCuda final : public CudaDecodeSelector {
     return bounds_bytes(info, max_tokens);
   }
   void prepare(const DecodeChoice& choice, CudaWorkspace, cudaStream_t stream) const override {
-    page_bounds_update_cuda(choice, true, stream);
+    check_head_dim(choice.info);
+    prepare_page_bounds_cuda(choice, stream);
   }
   void choose(const DecodeChoice& choice, CudaWorkspace workspace, cudaStream_t stream) const override {
     check(choice, workspace, workspace_bytes(choice));
-    const int heads = share_ ? choice.info.kv_heads : choice.info.q_heads;
-    Pieces pieces(workspace.data);
-    const Scores scores = take(pieces, choice);
-    quest_scores_cuda(choice, share_, scores.scores, scores.row_pages, stream);
-    TopKParams top = selection(choice, scores.scores, scores.row_pages, heads);
-    top.row_k = &choice.budgets->pages;
-    top.append_n = true;
-    top_k_cuda(top, stream);
+    check_head_dim(choice.info);
+    auto* scores = static_cast<float*>(workspace.data);
+    page_bound_scores_cuda(choice, share_, scores, stream);
+    choose_pages_cuda(choice, PageRule::kBest, heads(choice.info), scores, {}, choice.lists, choice.counts,
+                      choice.list_stride, stream);
   }
   std::size_t workspace_bytes(const DecodeChoice& choice) const override {
     Pieces pieces;
-    take(pieces, choice);
+    pieces.take<float>(std::int64_t{choice.rows} * heads(choice.info) * page_score_stride(choice.max_tokens));
     return pieces.bytes();
   }
   void add_cost(const LayerInfo& info, std::span<const std::int64_t> head_tokens,
@@ -121,16 +104,7 @@ class QuestCuda final : public CudaDecodeSelector {
   }
 
  private:
-  struct Scores {
-    float* scores;
-    std::int32_t* row_pages;
-  };
-  Scores take(Pieces& pieces, const DecodeChoice& choice) const {
-    const std::int64_t rows =
-        std::int64_t{choice.rows} * (share_ ? choice.info.kv_heads : choice.info.q_heads);
-    auto* scores = pieces.take<float>(rows * pages_of(choice.max_tokens));
-    return {scores, pieces.take<std::int32_t>(rows)};
-  }
+  int heads(const LayerInfo& info) const { return share_ ? info.kv_heads : info.q_heads; }
 
   std::int64_t pages_;
   bool share_;
@@ -138,27 +112,15 @@ class QuestCuda final : public CudaDecodeSelector {
 
 /// What exact page weights need.
 struct WeightPieces {
-  float *partial, *weights;
-  std::int32_t* row_pages;
+  float* weights;
+  CudaWorkspace workspace;
   WeightPieces(Pieces& pieces, const DecodeChoice& choice) {
-    const std::int64_t pages = pages_of(choice.max_tokens),
-                       lists = std::int64_t{choice.rows} * choice.info.kv_heads;
-    partial = pieces.take<float>(std::int64_t{choice.rows} * choice.info.q_heads * pages * 2);
-    weights = pieces.take<float>(lists * pages);
-    row_pages = pieces.take<std::int32_t>(lists);
+    const std::size_t bytes = page_weights_workspace_bytes(choice);
+    weights = pieces.take<float>(std::int64_t{choice.rows} * choice.info.kv_heads *
+                                 page_score_stride(choice.max_tokens));
+    workspace = {pieces.take<std::byte>(static_cast<std::int64_t>(bytes)), bytes};
   }
 };
-
-/// The fewest pages that hold budget.mass of the weights, and the current one.
-TopKParams mass_selection(const DecodeChoice& choice, const WeightPieces& pieces) {
-  TopKParams top = selection(choice, pieces.weights, pieces.row_pages, choice.info.kv_heads);
-  top.mass = 0.0f;
-  top.mass_total = 1.0f;
-  top.row_mass = &choice.budgets->mass;
-  top.reaches = true;
-  top.add_last = true;
-  return top;
-}
 
 /// attention/methods/decode_oracle.cpp
 class OracleCuda final : public CudaDecodeSelector {
@@ -166,23 +128,17 @@ class OracleCuda final : public CudaDecodeSelector {
   OracleCuda(std::int64_t pages, double mass) : pages_(pages), mass_(mass) {}
 
   std::string group_key() const override { return pages_ > 0 ? "oracle_top_k" : "oracle_top_p"; }
-  DecodeBudget budget() const override {
-    return {.pages = static_cast<std::int32_t>(pages_), .mass = static_cast<float>(mass_)};
-  }
+  DecodeBudget budget() const override { return {.pages = static_cast<std::int32_t>(pages_), .mass = mass_}; }
   std::size_t state_bytes(const LayerInfo&, std::int64_t) const override { return 0; }
   void prepare(const DecodeChoice&, CudaWorkspace, cudaStream_t) const override {}
   void choose(const DecodeChoice& choice, CudaWorkspace workspace, cudaStream_t stream) const override {
     check(choice, workspace, workspace_bytes(choice));
+    check_head_dim(choice.info);
     Pieces pieces(workspace.data);
     const WeightPieces w(pieces, choice);
-    page_weights_cuda(choice, {}, w.partial, w.weights, w.row_pages, stream);
-    if (pages_ == 0) return top_k_cuda(mass_selection(choice, w), stream);
-    // The best of the others and the current page: the last one is forced and counts beside the budget.
-    TopKParams top = selection(choice, w.weights, w.row_pages, choice.info.kv_heads);
-    top.row_k = &choice.budgets->pages;
-    top.k_more = 1;
-    top.last = 1;
-    top_k_cuda(top, stream);
+    page_weights_cuda(choice, {}, w.weights, w.workspace, stream);
+    choose_pages_cuda(choice, pages_ > 0 ? PageRule::kBest : PageRule::kMass, choice.info.kv_heads, w.weights,
+                      {}, choice.lists, choice.counts, choice.list_stride, stream);
   }
   std::size_t workspace_bytes(const DecodeChoice& choice) const override {
     Pieces pieces;
@@ -206,32 +162,28 @@ class TwilightCuda final : public CudaDecodeSelector {
       : pages_(params.get_int("budget") / kPageTokens), mass_(params.get_double("top_p")) {}
 
   std::string group_key() const override { return "twilight"; }
-  DecodeBudget budget() const override {
-    return {.pages = static_cast<std::int32_t>(pages_), .mass = static_cast<float>(mass_)};
-  }
+  DecodeBudget budget() const override { return {.pages = static_cast<std::int32_t>(pages_), .mass = mass_}; }
   std::size_t state_bytes(const LayerInfo& info, std::int64_t max_tokens) const override {
     return bounds_bytes(info, max_tokens);
   }
   void prepare(const DecodeChoice& choice, CudaWorkspace, cudaStream_t stream) const override {
-    page_bounds_update_cuda(choice, true, stream);
+    check_head_dim(choice.info);
+    prepare_page_bounds_cuda(choice, stream);
   }
   void choose(const DecodeChoice& choice, CudaWorkspace workspace, cudaStream_t stream) const override {
     check(choice, workspace, workspace_bytes(choice));
+    check_head_dim(choice.info);
+    const int heads = choice.info.kv_heads;
     Pieces pieces(workspace.data);
     const WeightPieces w(pieces, choice);
     const Proposal p(pieces, choice);
-    quest_scores_cuda(choice, true, p.scores, w.row_pages, stream);
-    TopKParams propose = selection(choice, p.scores, w.row_pages, choice.info.kv_heads);
-    propose.row_k = &choice.budgets->pages;
-    propose.append_n = true;
-    propose.indices = p.lists;
-    propose.counts = p.counts;
-    top_k_cuda(propose, stream);
+    page_bound_scores_cuda(choice, true, p.scores, stream);
+    choose_pages_cuda(choice, PageRule::kBest, heads, p.scores, {}, p.lists, p.counts, choice.list_stride,
+                      stream);
     const PageCandidates candidates{.lists = p.lists, .counts = p.counts, .stride = choice.list_stride};
-    page_weights_cuda(choice, candidates, w.partial, w.weights, w.row_pages, stream);
-    top_k_cuda(mass_selection(choice, w), stream);
-    map_to_candidates_cuda(choice.lists, choice.counts, choice.list_stride, candidates,
-                           choice.rows * choice.info.kv_heads, stream);
+    page_weights_cuda(choice, candidates, w.weights, w.workspace, stream);
+    choose_pages_cuda(choice, PageRule::kMass, heads, w.weights, candidates, choice.lists, choice.counts,
+                      choice.list_stride, stream);
   }
   std::size_t workspace_bytes(const DecodeChoice& choice) const override {
     Pieces pieces;
@@ -252,7 +204,7 @@ class TwilightCuda final : public CudaDecodeSelector {
     std::int32_t *lists, *counts;
     Proposal(Pieces& pieces, const DecodeChoice& choice) {
       const std::int64_t rows = std::int64_t{choice.rows} * choice.info.kv_heads;
-      scores = pieces.take<float>(rows * pages_of(choice.max_tokens));
+      scores = pieces.take<float>(rows * page_score_stride(choice.max_tokens));
       lists = pieces.take<std::int32_t>(rows * choice.list_stride);
       counts = pieces.take<std::int32_t>(rows);
     }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 
 #include "attention/cuda/attention_cuda.h"
@@ -15,12 +16,13 @@ namespace lacuna {
 struct DecodeBudget {
   std::int32_t pages = 0;  ///< quest, oracle_top_k, twilight: pages beside the current one; streaming: window
   std::int32_t sinks = 0;  ///< streaming
-  float mass = 0;          ///< oracle_top_p, twilight
+  double mass = 0;         ///< oracle_top_p, twilight
 };
 
 /// `rows` sequences of one group in one layer. All pointers are device memory.
 struct DecodeChoice {
-  const void* q = nullptr;  ///< bf16 [rows, q_heads, head_dim]; whole groups: q_heads = kv_heads * group
+  /// bf16 [rows, q_heads, head_dim]. Lists per kv head need whole groups: q_heads = kv_heads * group.
+  const void* q = nullptr;
   const void* pool = nullptr;
   std::int64_t page_elements = 0;
   const DevicePagedHead* heads = nullptr;  ///< [rows, kv_heads], newest token included
@@ -32,7 +34,7 @@ struct DecodeChoice {
   std::int32_t* lists = nullptr;   ///< [rows, kv_heads or q_heads, list_stride]: sorted page indices
   std::int32_t* counts = nullptr;  ///< [rows, kv_heads or q_heads]
   std::int64_t list_stride = 0;    ///< at least the pages of max_tokens
-  int* not_finite = nullptr;       ///< [rows]: set to 1 where a score is NaN (never cleared)
+  int* not_finite = nullptr;       ///< [rows]: set to 1 where a score is NaN or infinite (never cleared)
 };
 
 class CudaDecodeSelector {

@@ -1,309 +1,338 @@
-#include "attention/cuda/page_choice.h"
-
-#include <cuda_bf16.h>
-
+// From scores of pages to lists of pages, one block per list.
 #include <cmath>
 
+#include "attention/cuda/page_util.cuh"
 #include "core/cuda.h"
 
 namespace lacuna {
 
 namespace {
 
-constexpr int kPagesPerBlock = 64;
-constexpr int kScoreThreads = 256;
-constexpr int kWeighThreads = 128;
+using u64 = unsigned long long;
 
-/// What the kernels need of a DecodeChoice.
-struct Args {
-  const __nv_bfloat16* q;
-  const __nv_bfloat16* pool;
-  std::int64_t page_elements;
-  const DevicePagedHead* heads;
-  void* const* states;
-  const DecodeBudget* budgets;
-  int* not_finite;
-  int q_heads, kv_heads, group, dim;
-  float scale, softcap;
-  std::int64_t max_pages;
+/// Order-preserving map of floats to unsigned integers; a larger float is a larger integer.
+__device__ inline std::uint32_t sortable(float x) {
+  const std::uint32_t bits = __float_as_uint(x);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+/// The weight behind a key, 0 for what is not in (0, 2], in units of 2^-60: sums of these are exact, so that
+/// they depend on no order, and equal weights end a prefix where equal numbers do.
+__device__ inline u64 fixed_point(std::uint32_t key) {
+  const float x = __uint_as_float(key ^ 0x80000000u);
+  return (key & 0x80000000u) != 0 && x > 0.0f && x <= 2.0f ? static_cast<u64>(x * 0x1p60f) : 0;
+}
+
+template <int kThreads>
+struct Shared {
+  unsigned histogram[4][256];
+  unsigned digit, remaining, equal;
+  u64 parts[2][3][kThreads / 32];
+  u64 warp_total[kThreads / 32];
 };
 
-Args args_of(const DecodeChoice& choice) {
-  const LayerInfo& info = choice.info;
-  return {static_cast<const __nv_bfloat16*>(choice.q),
-          static_cast<const __nv_bfloat16*>(choice.pool),
-          choice.page_elements,
-          choice.heads,
-          choice.states,
-          choice.budgets,
-          choice.not_finite,
-          info.q_heads,
-          info.kv_heads,
-          info.q_heads_total / info.kv_heads_total,
-          info.head_dim,
-          info.scale,
-          info.softcap,
-          (choice.max_tokens + kPageTokens - 1) / kPageTokens};
-}
+/// Which entries are taken: those with larger keys than `threshold` and the first `wanted` equal to it.
+struct Cut {
+  std::uint32_t threshold;
+  unsigned wanted;
+};
 
-__device__ int pages_of(const DevicePagedHead& head) {
-  return static_cast<int>((head.tokens + kPageTokens - 1) / kPageTokens);
-}
+/// One list while it is made. A thread owns a run of neighbours: kHeld of them in registers, or, when the row
+/// is too long for that (0), as many as it takes, read again in every pass.
+template <int kThreads, int kHeld>
+struct Row {
+  const float* scores;
+  int n;  ///< entries to choose from
+  int begin, count;
+  std::uint32_t held[kHeld > 0 ? kHeld : 1];
 
-/// Minima and maxima of the cached keys of one page, a thread per channel. NaN stays.
-__device__ void bound_page(const Args& a, int row, int kv, const DevicePagedHead& head, int page,
-                           int channel) {
-  const auto* keys = a.pool + static_cast<std::int64_t>(head.page_ids[page]) * a.page_elements + channel;
-  const int count = min(kPageTokens, static_cast<int>(head.tokens - std::int64_t{page} * kPageTokens));
-  float low = __bfloat162float(keys[0]), high = low;
-  for (int t = 1; t < count; ++t) {
-    const float key = __bfloat162float(keys[t * a.dim]);
-    low = key < low || key != key ? key : low;
-    high = key > high || key != key ? key : high;
-  }
-  auto* to = static_cast<__nv_bfloat16*>(a.states[row]) + (std::int64_t{page} * a.kv_heads + kv) * 2 * a.dim +
-             channel;
-  to[0] = __float2bfloat16_rn(low);
-  to[a.dim] = __float2bfloat16_rn(high);
-}
-
-/// Grid: pages (or 1), kv heads, rows. Thread: channel.
-__global__ void page_bounds_all_kernel(Args a, bool every) {
-  const int kv = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
-  const DevicePagedHead head = a.heads[row * a.kv_heads + kv];
-  const int pages = pages_of(head);
-  const int page = every ? static_cast<int>(blockIdx.x) : pages - 1;
-  if (page < 0 || page >= pages) return;
-  bound_page(a, row, kv, head, page, static_cast<int>(threadIdx.x));
-}
-
-/// sum over channels of max(q min, q max) = q+ max + q- min, where q+ and q- are summed over the heads that
-/// share pages. Grid: blocks of pages, heads, rows. One warp per page at a time.
-template <int kPairs>  ///< channel pairs per lane
-__global__ void __launch_bounds__(kScoreThreads)
-    quest_scores_kernel(Args a, bool share, float* scores, std::int32_t* row_pages) {
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-  const int list_head = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
-  const int list = row * static_cast<int>(gridDim.y) + list_head;
-  const int kv = share ? list_head : list_head / a.group;
-  const DevicePagedHead head = a.heads[row * a.kv_heads + kv];
-  const int pages = pages_of(head), choosable = max(0, pages - 1);
-  if (blockIdx.x == 0 && threadIdx.x == 0) row_pages[list] = choosable;
-  // The newest token belongs to the last page, which is read anyway: its bounds are for later steps.
-  if (blockIdx.x == 0 && pages > 0 && (share || list_head % a.group == 0)) {
-    for (int c = static_cast<int>(threadIdx.x); c < a.dim; c += kScoreThreads)
-      bound_page(a, row, kv, head, pages - 1, c);
-  }
-  const int begin = static_cast<int>(blockIdx.x) * kPagesPerBlock;
-  if (begin >= choosable) return;
-
-  const int q_begin = share ? kv * a.group : list_head, q_end = share ? (kv + 1) * a.group : list_head + 1;
-  float2 up[kPairs] = {}, down[kPairs] = {};
-  for (int h = q_begin; h < q_end; ++h) {
-    const auto* q =
-        reinterpret_cast<const __nv_bfloat162*>(a.q + (std::int64_t{row} * a.q_heads + h) * a.dim);
+  __device__ Row(const float* from, int entries) : scores(from), n(entries) {
+    const int per_thread = kHeld > 0 ? kHeld : (n + kThreads - 1) / kThreads;
+    begin = static_cast<int>(threadIdx.x) * per_thread;
+    count = max(0, min(per_thread, n - begin));
+    if constexpr (kHeld > 0) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int pair = i * 32 + lane;
-      if (pair * 2 >= a.dim) continue;
-      const float2 x = __bfloat1622float2(q[pair]);
-      // NaN goes to the lower part, as on the CPU.
-      if (x.x >= 0.0f)
-        up[i].x += x.x;
-      else
-        down[i].x += x.x;
-      if (x.y >= 0.0f)
-        up[i].y += x.y;
-      else
-        down[i].y += x.y;
+      for (int j = 0; j < kHeld; j += 4) {
+        // Rows are whole words of four.
+        const float4 x = j < count ? *reinterpret_cast<const float4*>(scores + begin + j) : float4{};
+        held[j] = sortable(x.x), held[j + 1] = sortable(x.y);
+        held[j + 2] = sortable(x.z), held[j + 3] = sortable(x.w);
+      }
     }
   }
-  const auto* bounds = static_cast<const __nv_bfloat16*>(a.states[row]) + std::int64_t{kv} * 2 * a.dim;
-  const std::int64_t page_step = std::int64_t{a.kv_heads} * 2 * a.dim;
-  const int end = min(begin + kPagesPerBlock, choosable);
-#pragma unroll 4
-  for (int page = begin + warp; page < end; page += kScoreThreads / 32) {
-    const auto* low = reinterpret_cast<const __nv_bfloat162*>(bounds + page * page_step);
-    const auto* high = low + a.dim / 2;
-    float score = 0.0f;
+  template <class Body>
+  __device__ void for_own(const Body& body) const {
+    if constexpr (kHeld > 0) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const int pair = i * 32 + lane;
-      if (pair * 2 >= a.dim) continue;
-      const float2 l = __bfloat1622float2(low[pair]), h = __bfloat1622float2(high[pair]);
-      score = fmaf(up[i].x, h.x, fmaf(down[i].x, l.x, score));
-      score = fmaf(up[i].y, h.y, fmaf(down[i].y, l.y, score));
-    }
-    for (int distance = 16; distance > 0; distance /= 2) score += __shfl_xor_sync(~0u, score, distance);
-    if (lane == 0) {
-      scores[list * a.max_pages + page] = score;
-      if (!(fabsf(score) < INFINITY)) a.not_finite[row] = 1;
+      for (int j = 0; j < kHeld; ++j)
+        if (j < count) body(held[j], begin + j);
+    } else {
+      for (int j = 0; j < count; ++j) body(sortable(scores[begin + j]), begin + j);
     }
   }
-}
+};
 
-/// Per query head and candidate page: the largest score of its tokens and the sum of exp(score - largest).
-/// Grid: blocks of pages, kv heads, rows. One warp per page at a time, two lanes per token.
-__global__ void __launch_bounds__(kWeighThreads)
-    page_partials_kernel(Args a, PageCandidates candidates, float* partial) {
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-  const int kv = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
-  const int list = row * a.kv_heads + kv;
-  const DevicePagedHead head = a.heads[list];
-  const int count = candidates.lists != nullptr ? candidates.counts[list] : pages_of(head);
-  const int begin = static_cast<int>(blockIdx.x) * kPagesPerBlock, end = min(begin + kPagesPerBlock, count);
-  const int half = (lane & 1) * (a.dim / 2);
-  for (int i = begin + warp; i < end; i += kWeighThreads / 32) {
-    const int page = candidates.lists != nullptr ? candidates.lists[list * candidates.stride + i] : i;
-    const std::int64_t token = std::int64_t{page} * kPageTokens + lane / 2;
-    const bool cached = token < head.tokens;
-    const auto* key =
-        a.pool + static_cast<std::int64_t>(head.page_ids[page]) * a.page_elements + (lane / 2) * a.dim + half;
-    for (int g = 0; g < a.group; ++g) {
-      const int q_head = kv * a.group + g;
-      const auto* q = a.q + (std::int64_t{row} * a.q_heads + q_head) * a.dim + half;
-      float score = 0.0f;
-      if (cached) {
-        for (int c = 0; c < a.dim / 2; c += 2) {
-          const float2 x = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(q + c));
-          const float2 y = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(key + c));
-          score = fmaf(x.x, y.x, score);
-          score = fmaf(x.y, y.y, score);
+/// The k best, 0 < k < n: a radix descent, eight bits at a time.
+template <int kThreads, int kHeld>
+__device__ Cut best(const Row<kThreads, kHeld>& row, unsigned k, Shared<kThreads>& shared) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31;
+  for (int i = thread; i < 4 * 256; i += kThreads) shared.histogram[i / 256][i % 256] = 0;
+  __syncthreads();
+  std::uint32_t prefix = 0;
+  for (int pass = 0; pass < 4; ++pass) {
+    const int shift = 24 - 8 * pass;
+    row.for_own([&](std::uint32_t key, int) {
+      if (pass == 0 || key >> (shift + 8) == prefix >> (shift + 8))
+        atomicAdd(&shared.histogram[pass][key >> shift & 255u], 1u);
+    });
+    __syncthreads();
+    if (thread < 32) {  // from the largest digit down, eight of them per lane
+      unsigned counts[8], sum = 0;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += counts[j] = shared.histogram[pass][255 - 8 * lane - j];
+      unsigned until = sum;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const unsigned other = __shfl_up_sync(~0u, until, distance);
+        if (lane >= distance) until += other;
+      }
+      unsigned before = until - sum;
+      if (before < k && k <= until) {  // one lane
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          if (before < k && k <= before + counts[j]) {
+            shared.digit = static_cast<unsigned>(255 - 8 * lane - j);
+            shared.remaining = k - before;
+            shared.equal = counts[j];
+          }
+          before += counts[j];
         }
       }
-      score += __shfl_xor_sync(~0u, score, 1);
-      score *= a.scale;
-      if (a.softcap > 0.0f) score = a.softcap * tanhf(score / a.softcap);
-      if (cached && !(fabsf(score) < INFINITY)) a.not_finite[row] = 1;
-      float top = cached ? score : -INFINITY;
-      for (int distance = 16; distance > 1; distance /= 2)
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, distance));
-      float sum = cached && (lane & 1) == 0 ? expf(score - top) : 0.0f;
-      for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-      if (lane == 0) {
-        float* to = partial + ((std::int64_t{row} * a.q_heads + q_head) * a.max_pages + i) * 2;
-        to[0] = top;
-        to[1] = sum;
-      }
     }
+    __syncthreads();
+    prefix |= shared.digit << shift;
+    k = shared.remaining;
+    // All entries with this prefix are needed: no more digits.
+    if (k == shared.equal) return {prefix - 1, 0};
   }
+  return {prefix, k};
 }
 
-/// Maximum or sum over the block in a fixed order; every thread gets the result.
-template <class T, class Combine>
-__device__ T block_reduce(T value, T* parts, Combine combine) {
+/// Three sums over the block; every thread gets them. Calls alternate between two places in shared memory.
+template <int kThreads>
+__device__ inline void block_sums(u64 (&value)[3], Shared<kThreads>& shared, int place) {
+  constexpr int kWarps = kThreads / 32;
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-  for (int distance = 16; distance > 0; distance /= 2)
-    value = combine(value, __shfl_xor_sync(~0u, value, distance));
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) value[c] += __shfl_xor_sync(~0u, value[c], distance);
+    if (lane == 0) shared.parts[place][c][warp] = value[c];
+  }
   __syncthreads();
-  if (lane == 0) parts[warp] = value;
-  __syncthreads();
-  value = parts[0];
-  for (int w = 1; w < kScoreThreads / 32; ++w) value = combine(value, parts[w]);
-  return value;
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    value[c] = lane < kWarps ? shared.parts[place][c][lane] : 0;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) value[c] += __shfl_xor_sync(~0u, value[c], distance);
+  }
 }
 
-/// Block: one kv head of one row.
-__global__ void __launch_bounds__(kScoreThreads)
-    page_weights_kernel(Args a, PageCandidates candidates, const float* partial, float* weights,
-                        std::int32_t* row_pages) {
-  __shared__ float tops[kScoreThreads / 32];
-  __shared__ double sums[kScoreThreads / 32];
-  const int list = static_cast<int>(blockIdx.x), row = list / a.kv_heads, kv = list % a.kv_heads;
-  const int count = candidates.lists != nullptr ? candidates.counts[list] : pages_of(a.heads[list]);
-  float* to = weights + list * a.max_pages;
-  if (threadIdx.x == 0) row_pages[list] = count;
-  for (int g = 0; g < a.group; ++g) {
-    const float* from = partial + (std::int64_t{row} * a.q_heads + kv * a.group + g) * a.max_pages * 2;
-    float top = -INFINITY;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kScoreThreads) top = fmaxf(top, from[2 * i]);
-    top = block_reduce(top, tops, [](float x, float y) { return fmaxf(x, y); });
-    double sum = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kScoreThreads)
-      sum += from[2 * i + 1] * expf(from[2 * i] - top);
-    sum = block_reduce(sum, sums, [](double x, double y) { return x + y; });
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kScoreThreads) {
-      const auto weight =
-          static_cast<float>(from[2 * i + 1] * expf(from[2 * i] - top) / sum / static_cast<double>(a.group));
-      to[i] = g == 0 ? weight : to[i] + weight;
+/// The shortest prefix of the sorted row that holds a share of `mass` of its sum.
+template <int kThreads, int kHeld>
+__device__ Cut prefix_of_mass(const Row<kThreads, kHeld>& row, double mass, Shared<kThreads>& shared) {
+  u64 sums[3] = {0, 0, 0};
+  row.for_own([&](std::uint32_t key, int) { sums[0] += fixed_point(key); });
+  block_sums<kThreads>(sums, shared, 0);
+  const double needed = mass * static_cast<double>(sums[0]);
+  if (!(needed > 0.0)) return {0xFFFFFFFFu, 0};
+  // The largest key t such that entries from t on hold the mass; keys of weights have their top bit set.
+  std::uint32_t t = 0x80000000u;
+  int place = 1;
+  for (int shift = 28; shift >= 0; shift -= 2, place ^= 1) {
+    sums[0] = sums[1] = sums[2] = 0;
+    row.for_own([&](std::uint32_t key, int) {
+      const u64 weight = fixed_point(key);
+#pragma unroll
+      for (int c = 0; c < 3; ++c)
+        if (key >= (t | static_cast<std::uint32_t>(c + 1) << shift)) sums[c] += weight;
+    });
+    block_sums<kThreads>(sums, shared, place);
+    std::uint32_t digit = 0;
+#pragma unroll
+    for (int c = 0; c < 3; ++c)
+      if (static_cast<double>(sums[c]) >= needed) digit = static_cast<std::uint32_t>(c) + 1;
+    t |= digit << shift;
+  }
+  sums[0] = sums[1] = sums[2] = 0;
+  row.for_own([&](std::uint32_t key, int) {
+    if (key > t) sums[0] += fixed_point(key);
+    if (key == t) ++sums[1];
+  });
+  block_sums<kThreads>(sums, shared, place);
+  // Entries equal to t weigh the same: how many of them are needed, by division and then exactly.
+  const u64 above = sums[0], weight = fixed_point(t);
+  const auto equal = static_cast<double>(sums[1]);
+  const double estimate = ceil((needed - static_cast<double>(above)) / static_cast<double>(weight));
+  auto wanted = static_cast<unsigned>(fmin(fmax(estimate, 1.0), equal));
+  while (wanted > 1 && static_cast<double>(above + (wanted - 1) * weight) >= needed) --wanted;
+  while (wanted < sums[1] && static_cast<double>(above + wanted * weight) < needed) ++wanted;
+  return {t, wanted};
+}
+
+struct ChoiceArgs {
+  const DevicePagedHead* heads;
+  const DecodeBudget* budgets;
+  const float* scores;
+  std::int64_t score_stride;
+  PageCandidates candidates;
+  std::int32_t* lists;
+  std::int32_t* counts;
+  std::int64_t list_stride;
+  int lists_per_row, kv_heads;
+  int group, head_base, kv_base;  ///< kv head of query head h: (head_base + h) / group - kv_base
+};
+
+template <int kThreads, int kHeld, bool kMass>
+__global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_constant__ ChoiceArgs args) {
+  __shared__ Shared<kThreads> shared;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
+  const int list = static_cast<int>(blockIdx.x);
+  const int row_index = list / args.lists_per_row, place = list % args.lists_per_row;
+  const int kv =
+      args.lists_per_row == args.kv_heads ? place : (args.head_base + place) / args.group - args.kv_base;
+  const std::int32_t* pages = nullptr;
+  int candidates;
+  if (args.candidates.lists != nullptr) {
+    pages = args.candidates.lists + list * args.candidates.stride;
+    candidates = args.candidates.counts[list];
+  } else {
+    candidates = page_count(args.heads[row_index * args.kv_heads + kv]);
+  }
+  if (candidates == 0) {
+    if (thread == 0) args.counts[list] = 0;
+    return;
+  }
+  const DecodeBudget budget = args.budgets[row_index];
+  const int others = candidates - 1;  // all but the current page, which is always read
+  const Row<kThreads, kHeld> row(args.scores + list * args.score_stride, kMass ? candidates : others);
+  Cut cut{0, 0};
+  bool everything = false;
+  if constexpr (kMass) {
+    cut = prefix_of_mass<kThreads, kHeld>(row, budget.mass, shared);
+  } else if (budget.pages >= others) {
+    everything = true;
+  } else if (budget.pages > 0) {
+    cut = best<kThreads, kHeld>(row, static_cast<unsigned>(budget.pages), shared);
+  } else {
+    cut.threshold = 0xFFFFFFFFu;
+  }
+
+  // Counts of the thread's run, above in the low half and equal in the high one, and of all runs before it.
+  u64 own = 0;
+  row.for_own([&](std::uint32_t key, int i) {
+    if (i >= others) return;
+    if (everything || key > cut.threshold) {
+      ++own;
+    } else if (key == cut.threshold) {
+      own += u64{1} << 32;
     }
+  });
+  u64 until = own;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const u64 other = __shfl_up_sync(~0u, until, distance);
+    if (lane >= distance) until += other;
+  }
+  if (lane == 31) shared.warp_total[warp] = until;
+  __syncthreads();
+  constexpr int kWarps = kThreads / 32;
+  u64 warps = lane < kWarps ? shared.warp_total[lane] : 0;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const u64 other = __shfl_up_sync(~0u, warps, distance);
+    if (lane >= distance) warps += other;
+  }
+  const u64 total = __shfl_sync(~0u, warps, 31), earlier = __shfl_sync(~0u, warps, max(0, warp - 1));
+  const u64 before = until - own + (warp > 0 ? earlier : 0);
+
+  std::int32_t* to = args.lists + list * args.list_stride;
+  unsigned equal_seen = static_cast<unsigned>(before >> 32);
+  unsigned at = static_cast<unsigned>(before) + min(equal_seen, cut.wanted);
+  row.for_own([&](std::uint32_t key, int i) {
+    if (i >= others) return;
+    bool take = everything || key > cut.threshold;
+    if (!take && key == cut.threshold) take = equal_seen++ < cut.wanted;
+    if (take) to[at++] = pages != nullptr ? pages[i] : i;
+  });
+  if (thread == 0) {
+    const unsigned chosen =
+        static_cast<unsigned>(total) + min(static_cast<unsigned>(total >> 32), cut.wanted);
+    to[chosen] = pages != nullptr ? pages[others] : others;
+    args.counts[list] = static_cast<std::int32_t>(chosen) + 1;
   }
 }
 
-__global__ void map_kernel(std::int32_t* entries, const std::int32_t* counts, std::int64_t stride,
-                           PageCandidates candidates) {
-  const int list = static_cast<int>(blockIdx.x);
-  for (int i = static_cast<int>(threadIdx.x); i < counts[list]; i += static_cast<int>(blockDim.x)) {
-    std::int32_t& entry = entries[list * stride + i];
-    entry = candidates.lists[list * candidates.stride + entry];
+template <bool kMass>
+void launch_choice(const ChoiceArgs& args, unsigned lists, cudaStream_t stream) {
+  if (args.score_stride <= 8 * 256) {
+    choose_pages_kernel<256, 8, kMass><<<lists, 256, 0, stream>>>(args);
+  } else if (args.score_stride <= 8 * 1024) {
+    choose_pages_kernel<1024, 8, kMass><<<lists, 1024, 0, stream>>>(args);
+  } else if (args.score_stride <= 16 * 1024) {
+    constexpr int kThreads = kMass ? 512 : 1024;  // sums need registers
+    choose_pages_kernel<kThreads, 16 * 1024 / kThreads, kMass><<<lists, kThreads, 0, stream>>>(args);
+  } else {
+    choose_pages_kernel<1024, 0, kMass><<<lists, 1024, 0, stream>>>(args);
   }
+  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 /// Block: one kv head of one row.
-__global__ void streaming_pages_kernel(Args a, std::int32_t* lists, std::int32_t* counts,
-                                       std::int64_t stride) {
+__global__ void streaming_pages_kernel(const __grid_constant__ DecodeChoice choice) {
   const int list = static_cast<int>(blockIdx.x);
-  const DecodeBudget budget = a.budgets[list / a.kv_heads];
-  const std::int64_t tokens = a.heads[list].tokens;
-  const int pages = pages_of(a.heads[list]);
+  const DecodeBudget budget = choice.budgets[list / choice.info.kv_heads];
+  const DevicePagedHead head = choice.heads[list];
+  const int pages = page_count(head);
   const int sinks = min(pages, (budget.sinks + kPageTokens - 1) / kPageTokens);
-  const auto local = static_cast<int>((tokens > budget.pages ? tokens - budget.pages : 0) / kPageTokens);
+  const auto local =
+      static_cast<int>((head.tokens > budget.pages ? head.tokens - budget.pages : 0) / kPageTokens);
   const int first_local = max(local, sinks);
   const int count = sinks + max(0, pages - first_local);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
-    lists[list * stride + i] = i < sinks ? i : first_local + i - sinks;
-  if (threadIdx.x == 0) counts[list] = count;
-}
-
-unsigned page_blocks(const Args& a) {
-  return static_cast<unsigned>((a.max_pages + kPagesPerBlock - 1) / kPagesPerBlock);
+    choice.lists[list * choice.list_stride + i] = i < sinks ? i : first_local + i - sinks;
+  if (threadIdx.x == 0) choice.counts[list] = count;
 }
 
 }  // namespace
 
-void page_bounds_update_cuda(const DecodeChoice& choice, bool every, cudaStream_t stream) {
-  const Args a = args_of(choice);
-  const dim3 grid(every ? static_cast<unsigned>(a.max_pages) : 1, static_cast<unsigned>(a.kv_heads),
-                  static_cast<unsigned>(choice.rows));
-  page_bounds_all_kernel<<<grid, static_cast<unsigned>(a.dim), 0, stream>>>(a, every);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-}
-
-void quest_scores_cuda(const DecodeChoice& choice, bool share, float* scores, std::int32_t* row_pages,
-                       cudaStream_t stream) {
-  const Args a = args_of(choice);
-  const dim3 grid(page_blocks(a), static_cast<unsigned>(share ? a.kv_heads : a.q_heads),
-                  static_cast<unsigned>(choice.rows));
-  if (a.dim <= 64) {
-    quest_scores_kernel<1><<<grid, kScoreThreads, 0, stream>>>(a, share, scores, row_pages);
-  } else if (a.dim <= 128) {
-    quest_scores_kernel<2><<<grid, kScoreThreads, 0, stream>>>(a, share, scores, row_pages);
+void choose_pages_cuda(const DecodeChoice& choice, PageRule rule, int lists_per_row, const float* scores,
+                       const PageCandidates& candidates, std::int32_t* lists, std::int32_t* counts,
+                       std::int64_t list_stride, cudaStream_t stream) {
+  const LayerInfo& info = choice.info;
+  const ChoiceArgs args{.heads = choice.heads,
+                        .budgets = choice.budgets,
+                        .scores = scores,
+                        .score_stride = page_score_stride(choice.max_tokens),
+                        .candidates = candidates,
+                        .lists = lists,
+                        .counts = counts,
+                        .list_stride = list_stride,
+                        .lists_per_row = lists_per_row,
+                        .kv_heads = info.kv_heads,
+                        .group = info.q_heads_total / info.kv_heads_total,
+                        .head_base = info.q_head_begin,
+                        .kv_base = info.kv_head_begin};
+  const auto blocks = static_cast<unsigned>(choice.rows * lists_per_row);
+  if (rule == PageRule::kMass) {
+    launch_choice<true>(args, blocks, stream);
   } else {
-    quest_scores_kernel<4><<<grid, kScoreThreads, 0, stream>>>(a, share, scores, row_pages);
+    launch_choice<false>(args, blocks, stream);
   }
-  LACUNA_CUDA_TRY(cudaGetLastError());
-}
-
-void page_weights_cuda(const DecodeChoice& choice, const PageCandidates& candidates, float* partial,
-                       float* weights, std::int32_t* row_pages, cudaStream_t stream) {
-  const Args a = args_of(choice);
-  const dim3 grid(page_blocks(a), static_cast<unsigned>(a.kv_heads), static_cast<unsigned>(choice.rows));
-  page_partials_kernel<<<grid, kWeighThreads, 0, stream>>>(a, candidates, partial);
-  const auto lists = static_cast<unsigned>(choice.rows * a.kv_heads);
-  page_weights_kernel<<<lists, kScoreThreads, 0, stream>>>(a, candidates, partial, weights, row_pages);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-}
-
-void map_to_candidates_cuda(std::int32_t* entries, const std::int32_t* counts, std::int64_t stride,
-                            const PageCandidates& candidates, int lists, cudaStream_t stream) {
-  map_kernel<<<static_cast<unsigned>(lists), 256, 0, stream>>>(entries, counts, stride, candidates);
-  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 void streaming_pages_cuda(const DecodeChoice& choice, cudaStream_t stream) {
-  const Args a = args_of(choice);
-  const auto lists = static_cast<unsigned>(choice.rows * a.kv_heads);
-  streaming_pages_kernel<<<lists, 128, 0, stream>>>(a, choice.lists, choice.counts, choice.list_stride);
+  const auto lists = static_cast<unsigned>(choice.rows * choice.info.kv_heads);
+  streaming_pages_kernel<<<lists, 128, 0, stream>>>(choice);
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
