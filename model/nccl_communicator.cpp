@@ -214,7 +214,9 @@ class NcclCommunicator::Impl {
       if (first.empty()) continue;
       // Not aborted: a rank still inside the join could be using it. The process ends anyway.
       comm_ = nullptr;
-      const bool same_gpu = first.find("Duplicate GPU") != std::string::npos;
+      // What NCCL says of two ranks on one GPU.
+      const bool same_gpu = first.find("Duplicate GPU") != std::string::npos ||
+                            first.find("invalid usage") != std::string::npos;
       throw_library("NCCL {}: {}{}", version_, first,
                     same_gpu
                         ? "; this NCCL wants a GPU for each rank: start fewer ranks per node, or let ranks "

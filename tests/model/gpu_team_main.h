@@ -14,7 +14,7 @@ namespace lacuna::testing {
 
 inline int run_gpu_team_tests(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
-  const MpiSession session;
+  const MpiSession session(MPI_THREAD_MULTIPLE);
   log::configure(session.rank(), session.size());
   const int gpus = cuda_device_count();
   if (gpus == 0) {
