@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention/cuda/attention_cuda.h"
+#include "attention/cuda/page_choice.h"
 #include "attention/cuda/select_cuda.h"
 #include "core/cuda.h"
 #include "core/tensor.h"
@@ -331,13 +332,13 @@ void bench_block_sparse(std::int64_t tokens, int block, int top) {
   report_prefill("block_sparse, own lists", data, lists, CudaPath::kAuto);
 }
 
-/// One step of Quest: bounds of the last page, scores, top pages, attention.
+/// One step of Quest: the newest page's bounds and all scores, the best pages, attention.
 void bench_quest(std::int64_t tokens, int budget) {
   constexpr std::int64_t kPageElements = 2 * kPageTokens * kHeadDim;
   constexpr int kCopies = 4;
   const std::int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
   const Buffer pool = random_bf16(static_cast<std::size_t>(kCopies * kKvHeads * pages * kPageElements), 5);
-  const Buffer q = random_bf16(kQHeads * kHeadDim, 6);
+  const Buffer q = random_bf16(kCopies * kQHeads * kHeadDim, 6);
   const Buffer out(kQHeads * kHeadDim * 2, Buffer::Kind::kDevice);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(kCopies * kKvHeads * pages));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i);
@@ -346,61 +347,58 @@ void bench_quest(std::int64_t tokens, int budget) {
   for (int i = 0; i < kCopies * kKvHeads; ++i)
     heads.push_back({device_ids.as<std::int32_t>() + i * pages, tokens});
   const Buffer device_heads = upload(heads);
-  const Buffer zeros = upload(std::vector<std::int32_t>(kCopies * kKvHeads, 0));
-  const Buffer bounds(heads.size() * static_cast<std::size_t>(pages) * 2 * kHeadDim * 2,
+  const std::size_t state_elements = static_cast<std::size_t>(pages * kKvHeads * 2 * kHeadDim);
+  const Buffer state(kCopies * state_elements * 2, Buffer::Kind::kDevice);
+  std::vector<void*> states;
+  for (std::size_t i = 0; i < kCopies; ++i) states.push_back(state.as<std::uint16_t>() + i * state_elements);
+  const Buffer device_states = upload(states);
+  const Buffer budgets = upload(std::vector<DecodeBudget>(kCopies, {.pages = budget / kPageTokens}));
+  const Buffer not_finite = upload(std::vector<int>(kCopies, 0));
+  const Buffer scores(static_cast<std::size_t>(kKvHeads * page_score_stride(tokens)) * 4,
                       Buffer::Kind::kDevice);
-  PageBoundsParams update;
-  update.pool = pool.data(), update.page_elements = kPageElements,
-  update.heads = device_heads.as<DevicePagedHead>();
-  update.first_page = zeros.as<std::int32_t>(), update.bounds = bounds.data(), update.max_pages = pages;
-  update.rows = kCopies * kKvHeads, update.head_dim = kHeadDim,
-  update.pages_per_row = static_cast<int>(pages);
-  update_page_bounds_cuda(update, nullptr);
-  update.first_page = nullptr;
-  update.rows = kKvHeads;
-
-  PageScoresParams scores;
-  const Buffer score_memory(static_cast<std::size_t>(kKvHeads * pages) * 4, Buffer::Kind::kDevice);
   const Buffer lists(static_cast<std::size_t>(kKvHeads * pages) * 4, Buffer::Kind::kDevice);
-  const Buffer numbers(256, Buffer::Kind::kDevice);
-  scores.q = q.data(), scores.max_pages = pages, scores.batch = 1;
-  scores.info.q_heads = scores.info.q_heads_total = kQHeads;
-  scores.info.kv_heads = scores.info.kv_heads_total = kKvHeads;
-  scores.info.head_dim = kHeadDim;
-  scores.info.scale = 0.088f;
-  scores.scores = score_memory.as<float>(), scores.row_pages = numbers.as<std::int32_t>();
-  TopKParams top;
-  top.scores = scores.scores, top.score_stride = pages, top.rows = kKvHeads, top.n = static_cast<int>(pages);
-  top.row_n = scores.row_pages, top.k = budget / kPageTokens, top.append_n = true;
-  top.indices = lists.as<std::int32_t>(), top.index_stride = pages,
-  top.counts = numbers.as<std::int32_t>() + 32;
+  const Buffer counts(256, Buffer::Kind::kDevice);
+
+  DecodeChoice choice;
+  choice.q = q.data(), choice.pool = pool.data(), choice.page_elements = kPageElements;
+  choice.heads = device_heads.as<DevicePagedHead>(), choice.states = device_states.as<void*>();
+  choice.budgets = budgets.as<DecodeBudget>(), choice.not_finite = not_finite.as<int>();
+  choice.rows = kCopies;
+  choice.info.q_heads = choice.info.q_heads_total = kQHeads;
+  choice.info.kv_heads = choice.info.kv_heads_total = kKvHeads;
+  choice.info.head_dim = kHeadDim;
+  choice.info.scale = 0.088f;
+  choice.max_tokens = tokens;
+  choice.lists = lists.as<std::int32_t>(), choice.counts = counts.as<std::int32_t>(),
+  choice.list_stride = pages;
+  prepare_page_bounds_cuda(choice, nullptr);
+  choice.rows = 1;
+
   DecodeParams decode;
   decode.q = q.data(), decode.out = out.data(), decode.pool = pool.data(),
   decode.page_elements = kPageElements;
-  decode.batch = 1, decode.info = scores.info;
-  decode.lists = top.indices, decode.list_counts = top.counts, decode.list_stride = pages;
-  decode.max_tokens = budget + kPageTokens;
+  decode.batch = 1, decode.info = choice.info;
+  decode.lists = choice.lists, decode.list_counts = choice.counts, decode.list_stride = pages;
+  decode.max_tokens = tokens;
   const Buffer workspace(decode_workspace_bytes(decode), Buffer::Kind::kDevice);
   LACUNA_CUDA_TRY(cudaMemset(workspace.data(), 0, workspace.bytes()));
   const auto step = [&](int parts) {
     return time_graph_us([&](cudaStream_t s, int i) {
-      const std::int64_t at = i % kCopies * kKvHeads;
-      update.heads = scores.heads = decode.heads = device_heads.as<DevicePagedHead>() + at;
-      auto* own = bounds.as<std::uint16_t>() + at * pages * 2 * kHeadDim;
-      update.bounds = own, scores.bounds = own;
-      update_page_bounds_cuda(update, s);
-      if (parts > 1) page_scores_cuda(scores, s);
-      if (parts > 2) top_k_cuda(top, s);
-      if (parts > 3) attention_decode_cuda(decode, {workspace.data(), workspace.bytes()}, s);
+      const int copy = i % kCopies;
+      choice.heads = decode.heads = device_heads.as<DevicePagedHead>() + copy * kKvHeads;
+      choice.states = device_states.as<void*>() + copy;
+      page_bound_scores_cuda(choice, true, scores.as<float>(), s);
+      if (parts > 1)
+        choose_pages_cuda(choice, PageRule::kBest, kKvHeads, scores.as<float>(), {}, choice.lists,
+                          choice.counts, pages, s);
+      if (parts > 2) attention_decode_cuda(decode, {workspace.data(), workspace.bytes()}, s);
     });
   };
-  const double bound_us = step(1), score_us = step(2), top_us = step(3), all_us = step(4);
+  const double score_us = step(1), choice_us = step(2), all_us = step(3);
   std::printf(
-      "quest decode, budget %-5d            %7lld  bounds %5.2f us  scores %5.2f us  top %5.2f us  attention "
-      "%5.2f us  "
+      "quest decode, budget %-5d            %7lld  scores %5.2f us  choice %5.2f us  attention %5.2f us  "
       "total %6.2f us\n",
-      budget, static_cast<long long>(tokens), bound_us, score_us - bound_us, top_us - score_us,
-      all_us - top_us, all_us);
+      budget, static_cast<long long>(tokens), score_us, choice_us - score_us, all_us - choice_us, all_us);
   std::fflush(stdout);
 }
 

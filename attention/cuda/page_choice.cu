@@ -278,9 +278,8 @@ void launch_choice(const ChoiceArgs& args, unsigned lists, cudaStream_t stream) 
     choose_pages_kernel<256, 8, kMass><<<lists, 256, 0, stream>>>(args);
   } else if (args.score_stride <= 8 * 1024) {
     choose_pages_kernel<1024, 8, kMass><<<lists, 1024, 0, stream>>>(args);
-  } else if (args.score_stride <= 16 * 1024) {
-    constexpr int kThreads = kMass ? 512 : 1024;  // sums need registers
-    choose_pages_kernel<kThreads, 16 * 1024 / kThreads, kMass><<<lists, kThreads, 0, stream>>>(args);
+  } else if (!kMass && args.score_stride <= 16 * 1024) {
+    choose_pages_kernel<1024, kMass ? 0 : 16, kMass><<<lists, 1024, 0, stream>>>(args);
   } else {
     choose_pages_kernel<1024, 0, kMass><<<lists, 1024, 0, stream>>>(args);
   }

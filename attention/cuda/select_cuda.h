@@ -40,15 +40,6 @@ struct TopKParams {
   /// does.
   double mass = -1.0;
   double mass_total = 0.0;  ///< 0: the sum of the row
-  bool append_n = false;    ///< adds index row_n[row] after the best: Quest's current page
-  bool add_last = false;    ///< adds index row_n[row] - 1 when it was not chosen
-  bool reaches = false;     ///< with mass: the prefix whose sum reaches the mass; otherwise, is above it
-  /// Budgets from device memory instead of k and mass (which must then be >= 0 all the same): of row r those
-  /// at [r / rows_per_budget * budget_stride], strides in 4 bytes. Null: the host's.
-  const std::int32_t* row_k = nullptr;
-  int k_more = 0;  ///< added to k: forced entries beside the budget
-  const float* row_mass = nullptr;
-  int rows_per_budget = 1, budget_stride = 1;
   /// Rows in groups, of which only the first rows_used are wanted: row r of group g reads score row
   /// g * rows_per_group + r and writes row g * group_rows_out + r. 0: rows are not grouped.
   int rows_per_group = 0, rows_used = 0;
@@ -147,41 +138,6 @@ struct BlockMassParams {
 /// `first` * per_block must be a multiple of kMassRows.
 inline constexpr int kMassRows = 128;
 void block_mass_cuda(const PrefillInput& input, const BlockMassParams& params, cudaStream_t stream);
-
-// --- Quest
-// ---------------------------------------------------------------------------------------------------------
-
-/// Channel-wise minima and maxima of the keys of whole and partial pages: bf16 [heads, max_pages, 2,
-/// head_dim], minimum first. Pages from first_page[row] on are brought up to date; rows are [batch,
-/// kv_heads].
-struct PageBoundsParams {
-  const void* pool = nullptr;
-  std::int64_t page_elements = 0;
-  const DevicePagedHead* heads = nullptr;    ///< [rows]
-  const std::int32_t* first_page = nullptr;  ///< device, [rows]; null: only the last page of each row
-  void* bounds = nullptr;
-  std::int64_t max_pages = 0;
-  int rows = 0;
-  int head_dim = 0;
-  int pages_per_row = 0;  ///< host bound of the pages to bring up to date per row
-};
-void update_page_bounds_cuda(const PageBoundsParams& params, cudaStream_t stream);
-
-/// Upper bounds of q . k per page, [rows, max_pages]: rows [batch, kv_heads] when `share` (sum over the
-/// group's heads), else [batch, q_heads]. Also writes the pages that may be chosen (all but the current one)
-/// to row_pages [rows].
-struct PageScoresParams {
-  const void* q = nullptr;       ///< bf16 [batch, q_heads, head_dim]
-  const void* bounds = nullptr;  ///< as above
-  const DevicePagedHead* heads = nullptr;
-  std::int64_t max_pages = 0;
-  int batch = 0;
-  LayerInfo info;
-  bool share = true;
-  float* scores = nullptr;
-  std::int32_t* row_pages = nullptr;
-};
-void page_scores_cuda(const PageScoresParams& params, cudaStream_t stream);
 
 // --- Eviction
 // ------------------------------------------------------------------------------------------------------

@@ -92,9 +92,8 @@ struct Search {
   /// The largest key t such that the entries with keys of t and more are at least k and, when wanted_mass >=
   /// 0, weigh more than that. `wanted` of the entries equal to t are needed. Zero and all when no t is
   /// enough.
-  __device__ __forceinline__ void threshold(int k, double wanted_mass, bool reaches, std::uint32_t& t,
-                                            int& above, int& wanted) const {
-    const auto enough = [&](double mass) { return mass > wanted_mass || (reaches && mass == wanted_mass); };
+  __device__ __forceinline__ void threshold(int k, double wanted_mass, std::uint32_t& t, int& above,
+                                            int& wanted) const {
     t = 0;
     for (int shift = 30; shift >= 0; shift -= 2) {
       int counts[3] = {0, 0, 0};
@@ -112,7 +111,7 @@ struct Search {
       std::uint32_t digit = 0;
 #pragma unroll
       for (int c = 0; c < 3; ++c)
-        if (counts[c] >= k && (wanted_mass < 0 || enough(masses[c])))
+        if (counts[c] >= k && (wanted_mass < 0 || masses[c] > wanted_mass))
           digit = static_cast<std::uint32_t>(c) + 1;
       t |= digit << shift;
     }
@@ -128,11 +127,10 @@ struct Search {
     wanted = max(0, k - above);
     if (wanted_mass >= 0) {
       block_sum<kThreads>(masses, shared.masses, shared.double_total);
-      if (!enough(masses[0])) {
+      if (!(masses[0] > wanted_mass)) {
         // All entries of the group weigh the same: what the key stands for.
         const double value = __uint_as_float((t & 0x80000000u) != 0 ? t & 0x7FFFFFFFu : ~t);
-        const double needed = (wanted_mass - masses[0]) / value;
-        const double more = value > 0 ? (reaches ? ceil(needed) : floor(needed) + 1.0) : counts[1];
+        const double more = value > 0 ? floor((wanted_mass - masses[0]) / value) + 1.0 : counts[1];
         wanted = max(wanted, static_cast<int>(fmin(more, static_cast<double>(counts[1]))));
       }
     }
@@ -154,9 +152,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
   }
   const int n = params.row_n != nullptr ? params.row_n[row_index] : params.n;
   Row row{params.scores + row_index * params.score_stride, n, 0, 0};
-  const int budget = row_index / params.rows_per_budget * params.budget_stride;
-  int k = min(max(params.row_k != nullptr ? params.row_k[budget] : params.k, 0) + params.k_more, n);
-  const float mass = params.row_mass != nullptr ? params.row_mass[budget] : params.mass;
+  int k = min(max(params.k, 0), n);
   Search<kHeld, kThreads> search(row, shared);
 
   if (params.mass >= 0.0f) {  // how many entries the mass needs, before any is forced
@@ -169,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
     }
     std::uint32_t t;
     int above, wanted;
-    search.threshold(0, mass * total[0], params.reaches, t, above, wanted);
+    search.threshold(0, params.mass * total[0], t, above, wanted);
     k = max(k, above + wanted);
   }
   search.row.first = row.first = min(params.first, n);
@@ -180,7 +176,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
   int above_count = 0, wanted = n;
   if (!everything) {
     search.load();
-    search.threshold(k, -1.0, false, threshold, above_count, wanted);
+    search.threshold(k, -1.0, threshold, above_count, wanted);
   }
 
   // Compaction in index order: all above the threshold, and the first `wanted` of the group.
@@ -220,11 +216,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
     group_seen += group_total;
     __syncthreads();
   }
-  if (thread == 0) {
-    if (params.append_n) to[written++] = n;
-    if (params.add_last && n > 0 && (written == 0 || to[written - 1] != n - 1)) to[written++] = n - 1;
-    params.counts[row_out] = written;
-  }
+  if (thread == 0) params.counts[row_out] = written;
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Block-sparse lists, Quest's pages, eviction: the GPU's choices against plain loops on integer-valued
+// Block-sparse lists and eviction: the GPU's choices against plain loops on integer-valued
 // inputs, where both must be equal to the last entry.
 #include <gtest/gtest.h>
 
@@ -124,99 +124,6 @@ TEST(BlockSparseCuda, ListsMatchPlainLoops) {
             ASSERT_EQ(listed, kept) << "head " << h << " block " << b;
           }
         }
-      }
-    }
-}
-
-struct Pages {
-  std::vector<BFloat16> pool;
-  std::vector<std::int32_t> ids;  ///< [rows, stride]
-  std::int64_t page_elements, stride;
-  const BFloat16* key(int row, std::int64_t token, int dim) const {
-    const auto page = ids[static_cast<std::size_t>(row * stride + token / kPageTokens)];
-    return pool.data() + page * page_elements + token % kPageTokens * dim;
-  }
-};
-
-TEST(QuestCuda, PagesMatchPlainLoops) {
-  Random random;
-  for (const int dim : {64, 96, 128, 256})
-    for (const bool share : {true, false}) {
-      SCOPED_TRACE(fmt::format("head_dim {} share {}", dim, share));
-      constexpr int kBatch = 2, kQ = 6, kKv = 2;
-      const std::vector<std::int64_t> tokens{1, 700, 16, 1003};
-      const int rows = kBatch * kKv;
-      Pages pages;
-      pages.page_elements = 2 * kPageTokens * dim;
-      pages.stride = 64;
-      for (std::int32_t i = 0; i < rows * 64; ++i) pages.ids.push_back(rows * 64 - 1 - i);
-      pages.pool = integers(static_cast<std::size_t>(rows * 64 * pages.page_elements), random, 3);
-      for (int r = 0; r < rows; ++r)  // what no token owns is poisoned
-        for (std::int64_t t = tokens[static_cast<std::size_t>(r)]; t % kPageTokens != 0; ++t)
-          for (int c = 0; c < dim; ++c) const_cast<BFloat16*>(pages.key(r, t, dim))[c] = BFloat16{0x7FC0};
-      const auto q = integers(static_cast<std::size_t>(kBatch * kQ * dim), random, 3);
-      const DeviceVector<BFloat16> d_pool(pages.pool), d_q(q);
-      const DeviceVector<std::int32_t> d_ids(pages.ids);
-      std::vector<DevicePagedHead> heads;
-      for (int r = 0; r < rows; ++r)
-        heads.push_back({d_ids.data() + r * pages.stride, tokens[static_cast<std::size_t>(r)]});
-      const DeviceVector<DevicePagedHead> d_heads(heads);
-      const DeviceVector<BFloat16> bounds(static_cast<std::size_t>(rows * 64 * 2 * dim));
-      const DeviceVector<std::int32_t> zeros(std::vector<std::int32_t>(static_cast<std::size_t>(rows), 0));
-      PageBoundsParams update;
-      update.pool = d_pool.data(), update.page_elements = pages.page_elements, update.heads = d_heads.data();
-      update.first_page = zeros.data(), update.bounds = bounds.data(), update.max_pages = 64;
-      update.rows = rows, update.head_dim = dim, update.pages_per_row = 64;
-      update_page_bounds_cuda(update, nullptr);
-      update.first_page = nullptr;  // the last page again: nothing may change
-      update_page_bounds_cuda(update, nullptr);
-
-      PageScoresParams params;
-      params.q = d_q.data(), params.bounds = bounds.data(), params.heads = d_heads.data();
-      params.max_pages = 64, params.batch = kBatch, params.share = share;
-      params.info.q_heads = params.info.q_heads_total = kQ;
-      params.info.kv_heads = params.info.kv_heads_total = kKv;
-      params.info.head_dim = dim;
-      const int score_rows = kBatch * (share ? kKv : kQ);
-      const DeviceVector<float> scores(static_cast<std::size_t>(score_rows * 64));
-      const DeviceVector<std::int32_t> row_pages(static_cast<std::size_t>(score_rows));
-      params.scores = scores.data(), params.row_pages = row_pages.data();
-      page_scores_cuda(params, nullptr);
-      TopKParams top;
-      const DeviceVector<std::int32_t> indices(static_cast<std::size_t>(score_rows * 64)),
-          counts(static_cast<std::size_t>(score_rows));
-      top.scores = scores.data(), top.score_stride = 64, top.rows = score_rows, top.n = 64,
-      top.row_n = row_pages.data();
-      top.k = 9, top.append_n = true;
-      top.indices = indices.data(), top.index_stride = 64, top.counts = counts.data();
-      top_k_cuda(top, nullptr);
-      const auto got = indices.download(), got_counts = counts.download();
-      for (int row = 0; row < score_rows; ++row) {
-        const int per_batch = share ? kKv : kQ;
-        const int b = row / per_batch, kv = share ? row % kKv : row % kQ / 3;
-        const int kv_row = b * kKv + kv;
-        const std::int64_t n = tokens[static_cast<std::size_t>(kv_row)],
-                           page_count = (n + kPageTokens - 1) / kPageTokens;
-        std::vector<double> expected;
-        for (std::int64_t p = 0; p + 1 < page_count; ++p) {
-          double score = 0;
-          for (int h = share ? kv * 3 : row % kQ; h < (share ? kv * 3 + 3 : row % kQ + 1); ++h)
-            for (int c = 0; c < dim; ++c) {
-              float low = 1e9f, high = -1e9f;
-              for (std::int64_t t = p * kPageTokens; t < std::min(n, (p + 1) * kPageTokens); ++t) {
-                low = std::min(low, to_float(pages.key(kv_row, t, dim)[c]));
-                high = std::max(high, to_float(pages.key(kv_row, t, dim)[c]));
-              }
-              const float x = to_float(q[static_cast<std::size_t>((b * kQ + h) * dim + c)]);
-              score += std::max(x * low, x * high);
-            }
-          expected.push_back(score);
-        }
-        auto list = best(expected, 9, 0, 0);
-        list.push_back(static_cast<std::int32_t>(page_count - 1));
-        ASSERT_EQ(got_counts[static_cast<std::size_t>(row)], std::ssize(list)) << "row " << row;
-        for (std::size_t i = 0; i < list.size(); ++i)
-          ASSERT_EQ(got[static_cast<std::size_t>(row * 64) + i], list[i]) << "row " << row;
       }
     }
 }
