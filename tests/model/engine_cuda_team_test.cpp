@@ -4,19 +4,26 @@
 #include <mpi.h>
 
 #include "core/cuda.h"
-#include "core/error.h"
+#include "core/file.h"
+#include "core/npy.h"
+#include "model/config.h"
 #include "model/team_communicator.h"
+#include "model/tensor_parallel.h"
 #include "tests/model/gpu_common.h"
 #include "tests/model/gpu_team_main.h"
+#include "tests/model/tiny_model.h"
 
 namespace lacuna {
 namespace {
 
 using testing::compare_runs;
+using testing::Difference;
+using testing::difference;
 using testing::kMini;
 using testing::Parting;
 using testing::run_job;
 using testing::task_prompt;
+using testing::TemporaryFolder;
 using testing::variant;
 
 class CudaTeam : public ::testing::TestWithParam<const char*> {};
@@ -69,6 +76,62 @@ TEST_P(CudaTeam, GivesOneRanksTokens) {
 
 INSTANTIATE_TEST_SUITE_P(Shipped, CudaTeam, ::testing::Values("nano", "micro"),
                          [](const auto& param) { return std::string(param.param); });
+
+class TinyTeam : public ::testing::TestWithParam<std::string> {};
+
+/// Every family, every sparse part: as near to one rank as bfloat16 is to float32, times two.
+TEST_P(TinyTeam, GivesOneRanksLogits) {
+  const std::string golden = "tests/model/golden/bf16/" + GetParam();
+  const auto team = make_team_communicator(MPI_COMM_WORLD, Device::kCuda);
+  const std::string config_text = read_file(golden + "/config.json");
+  const ModelConfig config = parse_config(config_text, GetParam());
+  if (!degree_works(config.q_heads, config.kv_heads, config.mlp, team->size()))
+    GTEST_SKIP() << "this degree does not work";
+  const Tensor logits = read_npy(golden + "/logits.npy");
+  const auto all = static_cast<std::size_t>(logits.shape()[1] * logits.shape()[2]);
+  const Difference loss =
+      difference(std::span(logits.as<float>() + all, all), std::span(logits.as<float>(), all));
+  TemporaryFolder folder("team_" + GetParam() + std::to_string(team->rank()));
+  testing::write_tiny_model(folder.path(), config_text);
+  SelfCommunicator self;
+  ThreadPool threads(1);
+  const EngineOptions options{.folder = folder.path(),
+                              .device = Device::kCuda,
+                              .rope_override = {},
+                              .kv_bytes = std::int64_t{64} << 20};
+  const auto one = Engine::load(options, self, threads);
+  const auto many = Engine::load(options, *team, threads);
+  const auto prompt = testing::tiny_prompt(200);
+  const std::vector<Variant> variants = {variant("{}", 4),
+                                         variant(R"({"evict": {"snapkv": {"capacity": 128}}})", 2),
+                                         variant(R"({"evict": {"ada_snapkv": {"capacity": 120}}})", 2),
+                                         variant(R"({"decode": {"quest": {"budget": 96}}})", 3)};
+  for (const char* prefill :
+       {"{}", R"({"prefill": {"vertical_slash": {"verticals": 64, "slashes": 96, "window": 64}}})"}) {
+    SCOPED_TRACE(prefill);
+    const JobResult expected = run_job(*one, prompt, variants, prefill),
+                    actual = run_job(*many, prompt, variants, prefill);
+    const Difference d = difference(actual.prompt_logits, expected.prompt_logits);
+    EXPECT_LE(d.largest, 2 * loss.largest)
+        << "logit " << d.at << ": one rank " << expected.prompt_logits[d.at] << ", the team "
+        << actual.prompt_logits[d.at];
+    EXPECT_EQ(actual.prefill_all.causal_cells, expected.prefill_all.causal_cells);
+    for (std::size_t v = 0; v < variants.size(); ++v) {
+      SCOPED_TRACE("variant " + std::to_string(v));
+      const VariantResult &e = expected.variants[v], &a = actual.variants[v];
+      ASSERT_EQ(a.error, "");
+      EXPECT_EQ(a.ids.size(), e.ids.size());
+      EXPECT_EQ(a.decode_all.causal_cells, e.decode_all.causal_cells);
+      if (a.ids[0] != e.ids[0]) continue;  // then what follows differs
+      const Difference first = difference(a.logits[0], e.logits[0]);
+      EXPECT_LE(first.largest, 2 * loss.largest) << "logit " << first.at;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, TinyTeam,
+                         ::testing::Values("qwen2", "llama3", "qwen3", "gemma3", "mistral", "llama_linear"),
+                         [](const auto& param) { return param.param; });
 
 }  // namespace
 }  // namespace lacuna
