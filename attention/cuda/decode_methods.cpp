@@ -38,10 +38,13 @@ void check(const DecodeChoice& choice, CudaWorkspace workspace, std::size_t need
     throw_resource("a decode choice needs {} bytes of workspace, got {}", needed, workspace.bytes);
 }
 
-void check_head_dim(const LayerInfo& info) {
-  const int d = info.head_dim;
+void check_layer(const LayerInfo& info) {
+  const int d = info.head_dim, group = info.q_heads_total / info.kv_heads_total;
   if (d != 64 && d != 96 && d != 128 && d != 256)
     throw_usage("attention on CUDA: head_dim {} is not supported; 64, 96, 128 and 256 are", d);
+  if (group > kMaxPageGroup)
+    throw_usage("decode methods on CUDA: {} query heads share a kv head; at most {} are supported", group,
+                kMaxPageGroup);
 }
 
 std::size_t bounds_bytes(const LayerInfo& info, std::int64_t max_tokens) {
@@ -82,12 +85,12 @@ class QuestCuda final : public CudaDecodeSelector {
     return bounds_bytes(info, max_tokens);
   }
   void prepare(const DecodeChoice& choice, CudaWorkspace, cudaStream_t stream) const override {
-    check_head_dim(choice.info);
+    check_layer(choice.info);
     prepare_page_bounds_cuda(choice, stream);
   }
   void choose(const DecodeChoice& choice, CudaWorkspace workspace, cudaStream_t stream) const override {
     check(choice, workspace, workspace_bytes(choice));
-    check_head_dim(choice.info);
+    check_layer(choice.info);
     auto* scores = static_cast<float*>(workspace.data);
     page_bound_scores_cuda(choice, share_, scores, stream);
     choose_pages_cuda(choice, PageRule::kBest, heads(choice.info), scores, {}, choice.lists, choice.counts,
@@ -133,7 +136,7 @@ class OracleCuda final : public CudaDecodeSelector {
   void prepare(const DecodeChoice&, CudaWorkspace, cudaStream_t) const override {}
   void choose(const DecodeChoice& choice, CudaWorkspace workspace, cudaStream_t stream) const override {
     check(choice, workspace, workspace_bytes(choice));
-    check_head_dim(choice.info);
+    check_layer(choice.info);
     Pieces pieces(workspace.data);
     const WeightPieces w(pieces, choice);
     page_weights_cuda(choice, {}, w.weights, w.workspace, stream);
@@ -167,12 +170,12 @@ class TwilightCuda final : public CudaDecodeSelector {
     return bounds_bytes(info, max_tokens);
   }
   void prepare(const DecodeChoice& choice, CudaWorkspace, cudaStream_t stream) const override {
-    check_head_dim(choice.info);
+    check_layer(choice.info);
     prepare_page_bounds_cuda(choice, stream);
   }
   void choose(const DecodeChoice& choice, CudaWorkspace workspace, cudaStream_t stream) const override {
     check(choice, workspace, workspace_bytes(choice));
-    check_head_dim(choice.info);
+    check_layer(choice.info);
     const int heads = choice.info.kv_heads;
     Pieces pieces(workspace.data);
     const WeightPieces w(pieces, choice);

@@ -28,6 +28,9 @@ void page_bound_scores_cuda(const DecodeChoice& choice, bool share, float* score
 
 // --- Exact weights
 
+/// Query heads that one kv head may serve.
+inline constexpr int kMaxPageGroup = 128;
+
 /// Pages to choose from, sorted, the current page last. Null lists: every page. Otherwise counts[i] entries
 /// from lists + i * stride, i = row * kv_heads + kv head.
 struct PageCandidates {

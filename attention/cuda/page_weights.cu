@@ -11,9 +11,8 @@ namespace lacuna {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kRunPages = 64;   ///< pages of a block of the first pass
-constexpr int kRows = 16;       ///< query heads of a block: the rows of an mma
-constexpr int kMaxGroup = 128;  ///< query heads of a kv head
+constexpr int kRunPages = 64;  ///< pages of a block of the first pass
+constexpr int kRows = 16;      ///< query heads of a block: the rows of an mma
 constexpr int kJoinThreads = 256;
 
 struct Args {
@@ -167,7 +166,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 __global__ void __launch_bounds__(kJoinThreads)
     join_pages_kernel(const __grid_constant__ DecodeChoice choice, const __grid_constant__ Args args,
                       float* weights) {
-  __shared__ float top[kMaxGroup], inverse[kMaxGroup];
+  __shared__ float top[kMaxPageGroup], inverse[kMaxPageGroup];
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
   const int list = static_cast<int>(blockIdx.y);
   const int count = candidate_count(args, choice.heads[list], list);

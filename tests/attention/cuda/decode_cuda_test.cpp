@@ -196,6 +196,18 @@ TEST(DecodeCuda, WindowAndSoftcap) {
   for (const int window : {1, 16, 100, 4000}) check({.tokens = {1000}, .window = window});
   check({.tokens = {700}, .lists = Lists::kPerKvHead, .window = 300, .softcap = 15.0f});
 }
+TEST(DecodeCuda, GroupsWithLists) {
+  // Rows with lists beside rows that read everything, ragged heads, windows: every fifth row has count -1.
+  for (int group = 1; group <= 16; ++group)
+    for (const Lists lists : {Lists::kPerKvHead, Lists::kPerQHead})
+      check({.head_dim = 64,
+             .q_heads = 2 * group,
+             .kv_heads = 2,
+             .batch = 3,
+             .tokens = {30, 300, 65, 1, 170},
+             .lists = lists,
+             .window = group % 4 == 3 ? 100 : 0});
+}
 TEST(DecodeCuda, EmptySequence) { check({.q_heads = 4, .kv_heads = 2, .tokens = {0, 20}}); }
 
 TEST(DecodeCuda, SequenceDoesNotDependOnBatch) {
