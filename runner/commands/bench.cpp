@@ -219,6 +219,7 @@ void add_bench_command(CLI::App& app) {
       "Examples:\n  lacuna bench --quick\n  lacuna bench attention --tokens 32K,128K\n"
       "  lacuna bench --model assets/mini/tiny --profile here.yaml && lacuna plan sweeps/demo.yaml --profile "
       "here.yaml");
+  // Lists take one argument each time, so that a part may follow them.
   verb->add_option("parts", options.parts, "attention, prefill, decode; default: all")
       ->check(CLI::IsMember(kParts));
   verb->add_option("--device", given->device, "auto (GPU where there is one), cpu or cuda")
