@@ -1,6 +1,5 @@
-// Evictors on the GPU: importance and choice on the device, kept positions on the host. index_seconds is host
-// time from the first launch until the positions have arrived, which is the one wait of a choice (two when
-// ranks share it).
+// Evictors on the GPU: importance and choice on the device, kept positions on the host. index_seconds is the
+// stream's own time from the first launch until the positions have arrived (see IndexSpan).
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -123,18 +122,6 @@ KeptTokens keep_best(const CudaContext& context, const PrefillInput& input, cons
                        importance.not_finite);
 }
 
-/// Rules without scores: the CPU's.
-class PositionEvictor final : public Evictor {
- public:
-  explicit PositionEvictor(const MethodSpec& spec) : cpu_(make_evictor(spec)) {}
-  KeptTokens keep(const PrefillInput& input, AttentionCounts& counts) const override {
-    return cpu_->keep(input, counts);
-  }
-
- private:
-  std::unique_ptr<Evictor> cpu_;
-};
-
 /// SnapKV, and PyramidKV when beta is set.
 class SnapKv final : public Evictor {
  public:
@@ -147,7 +134,7 @@ class SnapKv final : public Evictor {
     const std::int64_t capacity =
         beta_ > 0 ? pyramid_capacity(request_.capacity, beta_, input.info, tokens) : request_.capacity;
     if (capacity >= tokens) return {};
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     const Importance importance = attended(context_, input, request_, false, false, counts);
     return keep_best(context_, input, importance, input.info.kv_heads, capacity, request_.first,
                      request_.last);
@@ -168,7 +155,7 @@ class AdaSnapKv final : public Evictor {
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens;
     if (request_.capacity >= tokens) return {};
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     const Importance importance = attended(context_, input, request_, true, true, counts);
     SharedBudgetParams budget;
     budget.importance = importance.rows;
@@ -228,7 +215,7 @@ class Tova final : public Evictor {
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens;
     if (capacity_ >= tokens) return {};
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     auto* rows = take<float>(context_, info.q_heads * tokens);
     int* not_finite = take_flags(context_, info.q_heads);
     window_scores_cuda(input, 1, {.column_sum = rows, .not_finite = not_finite},
@@ -272,7 +259,7 @@ class ExpectedAttention final : public Evictor {
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens;
     if (capacity_ >= tokens) return {};
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     ExpectedAttentionParams params;
     params.window = static_cast<int>(std::min(window_, tokens));
     params.epsilon = epsilon_;
@@ -314,7 +301,10 @@ class ExpectedAttention final : public Evictor {
 
 std::unique_ptr<Evictor> make_cuda_evictor(const MethodSpec& spec, CudaContext context) {
   find_method(Slot::kEvict, spec.method, "evict");
-  if (spec.method == "none" || spec.method == "streaming") return std::make_unique<PositionEvictor>(spec);
+  // Rules about positions alone: the CPU's.
+  for (const char* name : {"none", "streaming", "random"}) {
+    if (spec.method == name) return make_evictor(spec);
+  }
   if (spec.method == "snapkv") return std::make_unique<SnapKv>(spec.params, 0.0, context);
   if (spec.method == "pyramidkv")
     return std::make_unique<SnapKv>(spec.params, spec.params.get_double("beta"), context);

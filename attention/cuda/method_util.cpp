@@ -24,6 +24,20 @@ int* take_flags(const CudaContext& context, std::int64_t count) {
   return flags;
 }
 
+IndexSpan::IndexSpan(const CudaContext& context, AttentionCounts& counts)
+    : stream_(context.stream), counts_(counts) {
+  begin_.record(stream_);
+}
+IndexSpan::~IndexSpan() {
+  try {
+    end_.record(stream_);
+    end_.synchronize();
+    counts_.index_seconds += static_cast<double>(end_.since(begin_)) * 1e-3;
+  } catch (const Error&) {
+    // The next call on the stream tells.
+  }
+}
+
 void check_finite(const LayerInfo& info, const std::vector<int>& not_finite) {
   for (std::size_t head = 0; head < not_finite.size(); ++head) {
     if (not_finite[head] != 0) throw_not_finite(info, static_cast<int>(head));

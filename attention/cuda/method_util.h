@@ -41,6 +41,22 @@ T* upload(const CudaContext& context, const std::vector<T>& from) {
   return to;
 }
 
+/// Adds to counts.index_seconds the time that the stream takes from construction to destruction, measured by
+/// events: what was enqueued before is not in it. Its end is waited for, which costs nothing after a choice,
+/// because that has waited already.
+class IndexSpan {
+ public:
+  IndexSpan(const CudaContext& context, AttentionCounts& counts);
+  ~IndexSpan();
+  IndexSpan(const IndexSpan&) = delete;
+  IndexSpan& operator=(const IndexSpan&) = delete;
+
+ private:
+  cudaStream_t stream_;
+  AttentionCounts& counts_;
+  CudaEvent begin_, end_;
+};
+
 /// Throws for the first head whose flag is set.
 void check_finite(const LayerInfo& info, const std::vector<int>& not_finite);
 

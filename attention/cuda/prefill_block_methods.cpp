@@ -25,7 +25,7 @@ class BlockSelector final : public DeviceSelector {
   BlockSelector(const BlockRule& rule, const CudaContext& context) : DeviceSelector(context), rule_(rule) {}
 
   DeviceTileLists select_on_device(const PrefillInput& input, AttentionCounts& counts) const override {
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens, blocks = (tokens + rule_.block - 1) / rule_.block;
     BlockBits chosen{

@@ -41,7 +41,7 @@ class FlexPrefill final : public DeviceSelector {
         window_(params.get_int("window")) {}
 
   DeviceTileLists select_on_device(const PrefillInput& input, AttentionCounts& counts) const override {
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens, blocks = (tokens + block_ - 1) / block_;
     auto* column_sum = take<float>(context_, info.q_heads * tokens);

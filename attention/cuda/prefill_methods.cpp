@@ -1,6 +1,6 @@
-// Prefill selectors on the GPU. index_seconds is host time from the first launch to the end of the choice:
-// the kernels run on one stream and choosing ends by waiting for it (see make_lists), so nothing else is in
-// it.
+// Prefill selectors on the GPU. index_seconds is the stream's own time from the first launch to the end of
+// the choice (see IndexSpan); for lists that follow from positions, the host's time to make them and the
+// upload.
 #include "attention/cuda/prefill_methods.h"
 
 #include <algorithm>
@@ -24,10 +24,8 @@ class PositionSelector final : public DeviceSelector {
     TileLists lists;
     cpu_->select(input, lists, counts);
     if (lists.dense) return upload_tile_lists(lists, *context_.scratch, context_.stream);
-    const IndexTimer timer(counts);
-    const DeviceTileLists sent = upload_tile_lists(lists, *context_.scratch, context_.stream);
-    LACUNA_CUDA(cudaStreamSynchronize(context_.stream));
-    return sent;
+    const IndexSpan span(context_, counts);
+    return upload_tile_lists(lists, *context_.scratch, context_.stream);
   }
 
  private:
@@ -44,7 +42,7 @@ class VerticalSlash final : public DeviceSelector {
         exact_(params.get_string("tiles") == "exact") {}
 
   DeviceTileLists select_on_device(const PrefillInput& input, AttentionCounts& counts) const override {
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens;
     const std::int64_t columns =
@@ -113,7 +111,7 @@ class BlockSparse final : public DeviceSelector {
         top_(params.get_int("top_chunks")) {}
 
   DeviceTileLists select_on_device(const PrefillInput& input, AttentionCounts& counts) const override {
-    const IndexTimer timer(counts);
+    const IndexSpan span(context_, counts);
     const LayerInfo& info = input.info;
     const std::int64_t tokens = input.q.tokens, blocks = (tokens + block_ - 1) / block_;
     const auto top = static_cast<int>(std::min(blocks, std::max<std::int64_t>(top_, 3)));

@@ -208,6 +208,19 @@ cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return emulator::capture != nullptr ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
+// Everything happens at once; an event is any place in memory.
+#define LACUNA_FAKE __attribute__((weak))
+LACUNA_FAKE cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  static char place;
+  return *event = reinterpret_cast<cudaEvent_t>(&place), cudaSuccess;
+}
+LACUNA_FAKE cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+LACUNA_FAKE cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+LACUNA_FAKE cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+LACUNA_FAKE cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
+  return *milliseconds = 0.001f, cudaSuccess;
+}
+#undef LACUNA_FAKE
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
