@@ -37,6 +37,24 @@ class LayerTwice {
 
   PrefillInput cpu() { return input(view(q_.host), view(k_.host), view(v_.host)); }
   PrefillInput cuda() { return input(view(q_.device), view(k_.device), view(v_.device)); }
+  /// What rank `rank` of `ranks` sees: its query heads, and the kv heads they need.
+  PrefillInput cuda(int rank, int ranks) {
+    PrefillInput part = cuda();
+    LayerInfo& info = part.info;
+    info.q_heads = case_.q_heads / ranks;
+    info.q_head_begin = rank * info.q_heads;
+    const int group = case_.q_heads / case_.kv_heads;
+    info.kv_head_begin = info.q_head_begin / group;
+    info.kv_heads = (info.q_head_begin + info.q_heads - 1) / group - info.kv_head_begin + 1;
+    const auto cut = [](HeadsView& x, int begin, int heads) {
+      x.data = static_cast<BFloat16*>(x.data) + begin * x.head_stride;
+      x.heads = heads;
+    };
+    cut(part.q, info.q_head_begin, info.q_heads);
+    cut(part.k, info.kv_head_begin, info.kv_heads);
+    cut(part.v, info.kv_head_begin, info.kv_heads);
+    return part;
+  }
   /// Overwrites one query channel in both worlds.
   void set_query(int head, std::int64_t token, float value) {
     const auto at = static_cast<std::size_t>((head * case_.tokens + token) * case_.head_dim);
@@ -44,8 +62,6 @@ class LayerTwice {
     const BFloat16 x = to_bfloat16(value);
     LACUNA_CUDA(cudaMemcpy(q_.device.memory.data() + at, &x, sizeof x, cudaMemcpyHostToDevice));
   }
-  void set_communicator(Communicator& communicator) { communicator_ = &communicator; }
-  LayerInfo& info() { return info_; }
 
  private:
   struct OnHost {
@@ -86,7 +102,7 @@ class LayerTwice {
     PrefillInput made;
     made.q = q, made.k = k, made.v = v;
     made.info = info_;
-    made.communicator = communicator_;
+    made.communicator = &self_;
     made.seed = 7;
     return made;
   }
@@ -105,7 +121,6 @@ class LayerTwice {
 
   LayerCase case_;
   SelfCommunicator self_;
-  Communicator* communicator_ = &self_;
   LayerInfo info_ = make_info(case_);
   Both q_, k_, v_;
 };
@@ -123,12 +138,20 @@ inline MethodSpec method(Slot slot, const std::string& json) {
   return slot == Slot::kPrefill ? spec.prefill : spec.evict;
 }
 
+/// Every group size at every length. Half a minute a method in the emulator; see short_cases.
 inline std::vector<LayerCase> layer_cases() {
   std::vector<LayerCase> cases;
   for (const std::int64_t tokens : {1, 17, 300, 1000})
     for (const int group : {1, 4, 7})
       cases.push_back({.q_heads = group == 1 ? 2 : group, .kv_heads = group == 1 ? 2 : 1, .tokens = tokens});
   return cases;
+}
+inline std::vector<LayerCase> short_cases() {
+  return {{.q_heads = 7, .kv_heads = 1, .tokens = 1},
+          {.q_heads = 4, .kv_heads = 1, .tokens = 17},
+          {.q_heads = 2, .kv_heads = 2, .tokens = 300},
+          {.q_heads = 7, .kv_heads = 1, .tokens = 250},
+          {.q_heads = 1, .kv_heads = 1, .tokens = 700}};
 }
 
 }  // namespace lacuna::testing

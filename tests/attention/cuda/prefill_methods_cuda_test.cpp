@@ -6,6 +6,7 @@
 #include "attention/cuda/prefill_methods.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "core/error.h"
 #include "tests/attention/cuda/method_test_util.h"
@@ -17,6 +18,7 @@ using testing::ContextOwner;
 using testing::layer_cases;
 using testing::LayerCase;
 using testing::LayerTwice;
+using testing::short_cases;
 
 /// What a head's row blocks visit: keys of ranges and columns, up to the end of the row block.
 std::vector<bool> visited(const TileLists& lists, int head, std::int64_t block) {
@@ -112,57 +114,71 @@ TEST(PrefillMethodsCuda, PositionsOnly) {
       check(json, c);
 }
 
+constexpr const char* kSlashes[] = {
+    R"({"vertical_slash": {"verticals": 30, "slashes": 90, "window": 32}})",
+    R"({"vertical_slash": {"verticals": 1, "slashes": 1, "window": 300, "tiles": "exact"}})"};
 TEST(PrefillMethodsCuda, VerticalSlash) {
-  for (const LayerCase& c : layer_cases()) {
-    check(R"({"vertical_slash": {"verticals": 30, "slashes": 90, "window": 32}})", c);
-    check(R"({"vertical_slash": {"verticals": 1, "slashes": 1, "window": 300, "tiles": "exact"}})", c);
-  }
+  for (const LayerCase& c : short_cases())
+    for (const char* json : kSlashes) check(json, c);
   for (const int head_dim : {96, 128, 256})
-    check(R"({"vertical_slash": {"verticals": 50, "slashes": 120}})", {.head_dim = head_dim});
-  check(R"({"vertical_slash": {"verticals": 50, "slashes": 120}})",
+    check(R"({"vertical_slash": {"verticals": 50, "slashes": 120, "window": 100}})", {.head_dim = head_dim});
+  check(R"({"vertical_slash": {"verticals": 50, "slashes": 120, "window": 100}})",
         {.tokens = 700, .window = 100, .softcap = 30.0f});
   check(R"({"vertical_slash": {"verticals": 5000, "slashes": 5000}})", {.tokens = 333});
 }
 
+constexpr const char* kBlockSparse[] = {R"({"block_sparse": {"chunk_size": 16, "top_chunks": 6}})",
+                                        R"({"block_sparse": {"chunk_size": 64, "top_chunks": 4}})",
+                                        R"({"block_sparse": {"chunk_size": 128, "top_chunks": 1}})"};
 TEST(PrefillMethodsCuda, BlockSparse) {
-  // A ragged last block has means that are no dyadic fractions; its choices may hang on ties.
-  for (const LayerCase& c : layer_cases())
-    for (const char* json : {R"({"block_sparse": {"chunk_size": 16, "top_chunks": 6}})",
-                             R"({"block_sparse": {"chunk_size": 64, "top_chunks": 4}})",
-                             R"({"block_sparse": {"chunk_size": 128, "top_chunks": 1}})"})
-      check(json, c);
+  for (const LayerCase& c : short_cases())
+    for (const char* json : kBlockSparse) check(json, c);
   for (const int head_dim : {96, 128, 256})
     check(R"({"block_sparse": {"chunk_size": 32, "top_chunks": 5}})", {.head_dim = head_dim, .tokens = 640});
 }
 
+void check_oracles(const LayerCase& c, std::initializer_list<int> blocks) {
+  for (const int block : blocks) {
+    check(fmt::format(R"({{"oracle_top_k": {{"block": {}, "top_k": 3}}}})", block), c);
+    check(fmt::format(R"({{"oracle_top_p": {{"block": {}, "top_p": 0.7}}}})", block), c);
+  }
+}
 TEST(PrefillMethodsCuda, Oracles) {
-  for (const LayerCase& c : layer_cases())
-    for (const int block : {16, 32, 64, 128}) {
-      check(fmt::format(R"({{"oracle_top_k": {{"block": {}, "top_k": 3}}}})", block), c);
-      check(fmt::format(R"({{"oracle_top_p": {{"block": {}, "top_p": 0.7}}}})", block), c);
-    }
+  for (const std::int64_t tokens : {1, 17, 200})
+    check_oracles({.q_heads = 2, .kv_heads = 1, .tokens = tokens}, {16, 32, 64, 128});
+  check_oracles({.q_heads = 7, .kv_heads = 1, .tokens = 150}, {32});
   for (const int head_dim : {96, 128, 256})
-    check(R"({"oracle_top_k": {"block": 32, "top_k": 4}})", {.head_dim = head_dim});
-  check(R"({"oracle_top_k": {"block": 64, "top_k": 3}})", {.tokens = 700, .window = 200, .softcap = 30.0f});
-  check(R"({"oracle_top_p": {"block": 16, "top_p": 0}})", {.tokens = 200});
+    check(R"({"oracle_top_k": {"block": 32, "top_k": 4}})",
+          {.q_heads = 1, .kv_heads = 1, .head_dim = head_dim, .tokens = 200});
+  check(R"({"oracle_top_k": {"block": 64, "top_k": 3}})",
+        {.q_heads = 1, .kv_heads = 1, .tokens = 500, .window = 200, .softcap = 30.0f});
+  check(R"({"oracle_top_p": {"block": 16, "top_p": 0}})", {.q_heads = 1, .kv_heads = 1, .tokens = 200});
 }
 
+void check_xattention(const LayerCase& c, std::initializer_list<int> blocks,
+                      std::initializer_list<int> strides) {
+  for (const int block : blocks)
+    for (const int stride : strides)
+      check(
+          fmt::format(R"({{"xattention": {{"block": {}, "stride": {}, "threshold": 0.8}}}})", block, stride),
+          c);
+}
 TEST(PrefillMethodsCuda, XAttention) {
-  for (const LayerCase& c : layer_cases())
-    for (const int block : {16, 64, 128})
-      for (const int stride : {4, 8, 16})
-        check(fmt::format(R"({{"xattention": {{"block": {}, "stride": {}, "threshold": 0.8}}}})", block,
-                          stride),
-              c);
-  for (const int head_dim : {96, 128, 256}) check(R"({"xattention": {"block": 64}})", {.head_dim = head_dim});
+  for (const std::int64_t tokens : {1, 17})
+    check_xattention({.q_heads = 7, .kv_heads = 1, .tokens = tokens}, {16, 128}, {4, 16});
+  check_xattention({.q_heads = 2, .kv_heads = 1, .tokens = 260}, {16, 64, 128}, {4, 8, 16});
+  for (const int head_dim : {96, 128, 256})
+    check(R"({"xattention": {"block": 64}})", {.q_heads = 1, .kv_heads = 1, .head_dim = head_dim});
 }
 
+constexpr const char* kFlexPrefills[] = {
+    R"({"flexprefill": {"min_budget": 40, "window": 64, "alpha": 0.4}})",
+    R"({"flexprefill": {"min_budget": 1, "alpha": 0}})",
+    R"({"flexprefill": {"min_budget": 8, "window": 64, "alpha": 0.6}})",
+    R"({"flexprefill": {"min_budget": 8, "window": 64, "alpha": 0.5, "tau": 1}})"};
 TEST(PrefillMethodsCuda, FlexPrefill) {
-  for (const LayerCase& c : layer_cases())
-    for (const char* json : {R"({"flexprefill": {"min_budget": 40, "window": 64, "alpha": 0.4}})",
-                             R"({"flexprefill": {"min_budget": 1, "alpha": 0}})",
-                             R"({"flexprefill": {"min_budget": 8, "window": 64, "alpha": 0.6}})"})
-      check(json, c);
+  for (const LayerCase& c : short_cases())
+    for (const char* json : kFlexPrefills) check(json, c);
 }
 
 // Blocks of 128, and heads that choose blocks per query: all of them, none, and some of seven.
@@ -184,6 +200,19 @@ TEST(PrefillMethodsCuda, FlexPrefillByBlocks) {
   for (const int head_dim : {96, 128, 256})
     check(R"({"flexprefill": {"min_budget": 100, "window": 100, "alpha": 0.3, "tau": 0.6}})",
           {.head_dim = head_dim, .tokens = 400});
+}
+
+/// Minutes in the emulator.
+TEST(PrefillMethodsCudaLong, EveryMethodAtEveryLength) {
+  for (const LayerCase& c : layer_cases()) {
+    check_oracles(c, {16, 32, 64, 128});
+    check_xattention(c, {16, 32, 64, 128}, {4, 8, 16});
+    for (const char* json : kSlashes) check(json, c);
+    for (const char* json : kBlockSparse) check(json, c);
+    for (const char* json : kFlexPrefills) check(json, c);
+  }
+  // More rows than one strip of scores.
+  check(R"({"oracle_top_k": {"block": 16, "top_k": 20}})", {.q_heads = 1, .kv_heads = 1, .tokens = 8200});
 }
 
 TEST(PrefillMethodsCuda, ScoresThatAreNotFiniteNameLayerAndHead) {
