@@ -124,7 +124,12 @@ TEST_P(TinyTeam, GivesOneRanksLogits) {
       EXPECT_EQ(a.decode_all.causal_cells, e.decode_all.causal_cells);
       if (a.ids[0] != e.ids[0]) continue;  // then what follows differs
       const Difference first = difference(a.logits[0], e.logits[0]);
-      EXPECT_LE(first.largest, 2 * loss.largest) << "logit " << first.at;
+      // A page or token at the edge of a selection may tip: seen 0.12 of the largest logit. A wrong shard
+      // gives about 1.
+      double largest = 0;
+      for (const float x : e.logits[0]) largest = std::max(largest, std::abs(static_cast<double>(x)));
+      EXPECT_LE(first.largest, v == 0 ? 2 * loss.largest : std::max(2 * loss.largest, 0.3 * largest))
+          << "logit " << first.at << ", largest " << largest;
     }
   }
 }

@@ -133,6 +133,10 @@ LACUNA_FAKE cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; 
 LACUNA_FAKE cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
   return *milliseconds = 0.001f, cudaSuccess;
 }
+LACUNA_FAKE cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+LACUNA_FAKE cudaError_t cudaDeviceGetPCIBusId(char* text, int bytes, int) {
+  return std::strncpy(text, "0000:00:00.0", static_cast<size_t>(bytes)), cudaSuccess;
+}
 LACUNA_FAKE cudaError_t cudaMallocHost(void** to, size_t bytes) {
   *to = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   std::memset(*to, 0xFF, bytes);
