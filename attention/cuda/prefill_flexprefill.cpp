@@ -1,5 +1,6 @@
 // FlexPrefill on the GPU: see methods/prefill_flexprefill.cpp.
 #include <algorithm>
+#include <limits>
 
 #include "attention/cuda/flexprefill.h"
 #include "attention/cuda/method_util.h"
@@ -155,6 +156,9 @@ class FlexPrefill final : public DeviceSelector {
     always.force_first = always.force_last = true;
     always.add = true;
     choose_blocks_cuda(always, info.q_heads, map.blocks, context_.stream);
+    if (blocks * map.map_stride > std::numeric_limits<int>::max())
+      throw_resource("flexprefill with tau: {} blocks make a map of more than 2^31 pairs; set tau to 0",
+                     blocks);
     BlockChoiceParams share = rows;  // the map as one long row
     share.score_stride = blocks * map.map_stride;
     share.strip_rows = share.row_blocks = 1;
