@@ -180,7 +180,9 @@ TEST_F(CudaOpsTest, LayersAgreeWithTheCpu) {
       for (const bool accumulate : {true, false}) {
         cuda_->linear(x.cuda.view(), on_cuda, accumulate, y.cuda.view());
         cpu_->linear(x.cpu.view(), on_cpu, accumulate, y.cpu.view());
-        expect_near(y, kRounding, sum, "linear, accumulate " + std::to_string(accumulate) + ", " + what);
+        // Where there are many rows the product may be rounded before it is added to what is there.
+        expect_near(y, kRounding, sum + (accumulate ? 4 * kRounding : 0),
+                    "linear, accumulate " + std::to_string(accumulate) + ", " + what);
       }
       const auto once = bits(y.cuda);
       cuda_->linear(x.cuda.view(), on_cuda, false, y.cuda.view());
