@@ -347,7 +347,7 @@ class Head {
       for (const auto& [name, before] : launch["data"].items()) {
         if (!data.contains(name)) continue;
         LACUNA_REQUIRE(
-            before.value("xxh3", "") == data[name]["xxh3"],
+            before.value("xxh3", "") == data[name]["xxh3"].get<std::string>(),
             "task {}: its data file {} is not the one of earlier launches into {}; use another --out", name,
             data[name]["path"].get<std::string>(), paths_.out);
       }
