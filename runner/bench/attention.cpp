@@ -196,7 +196,7 @@ class PrefillBench {
 class DecodeBench {
  public:
   DecodeBench(Session& session, Ops& ops, std::int64_t tokens)
-      : session_(session), ops_(ops), shape_(session.options.shape), tokens_(tokens) {
+      : session_(session), shape_(session.options.shape), tokens_(tokens) {
     const std::int64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
     page_elements_ = 2 * std::int64_t{kPageTokens} * shape_.head_dim;
     const int layers = session.options.device == Device::kCuda ? 16 : 4;
@@ -226,6 +226,7 @@ class DecodeBench {
     out_ = projection(session, ops, 1, shape_.q_heads);
     for (const Tensor* t : {&q_, &k_, &v_})
       random.fill(t->data(), static_cast<std::size_t>(t->shape().elements()));
+    ops.synchronize();  // others read it
   }
 
   /// One layer's share of a step. On a GPU what a step costs once (launching its graph, waiting for it) is
@@ -248,7 +249,9 @@ class DecodeBench {
   /// Seconds of a step of the first `count` layers; what they read goes to `row`.
   double time_layers(const MethodSpec& spec, std::size_t count, Row& row) {
     const auto layers = std::span(layers_).first(count);
-    const auto sequence = ops_.make_sequence(spec, layers, tokens_ + kPageTokens);
+    // Its own: an Ops records the graph of a step once, for one number of layers.
+    const auto ops = make_ops(session_.options.device, session_.threads);
+    const auto sequence = ops->make_sequence(spec, layers, tokens_ + kPageTokens);
     std::string error;
     const DecodeRow line{.sequence = sequence.get(),
                          .heads = std::span(heads_).first(count * static_cast<std::size_t>(shape_.kv_heads)),
@@ -257,16 +260,16 @@ class DecodeBench {
                          .error = &error};
     const PoolView pool{.base = memory_->base(), .page_elements = page_elements_};
     const auto step = [&] {
-      ops_.begin_step({&line, 1}, pool);
-      ops_.run_step(self_, [&] {
+      ops->begin_step({&line, 1}, pool);
+      ops->run_step(self_, [&] {
         for (const LayerInfo& info : layers) {
-          ops_.decode_layer(heads_of(q_, shape_.q_heads, shape_.head_dim),
+          ops->decode_layer(heads_of(q_, shape_.q_heads, shape_.head_dim),
                             heads_of(k_, shape_.kv_heads, shape_.head_dim),
                             heads_of(v_, shape_.kv_heads, shape_.head_dim), info, self_,
                             heads_of(out_, shape_.q_heads, shape_.head_dim));
         }
       });
-      ops_.synchronize();
+      ops->synchronize();
     };
     for (int i = 0; i < 4; ++i) step();  // states, graphs
     LACUNA_CHECK(error.empty(), "decode step: {}", error);
@@ -288,7 +291,6 @@ class DecodeBench {
   }
 
   Session& session_;
-  Ops& ops_;
   const ModelShape& shape_;
   std::int64_t tokens_, page_elements_ = 0;
   std::unique_ptr<KvMemory> memory_;
