@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "runner/launch.h"
 #include "runner/progress.h"
 #include "runner/scheduler.h"
+#include "runner/team_board.h"
 #include "runner/transport.h"
 #include "sweeps/cells.h"
 
@@ -27,7 +29,7 @@ class Coordinator {
  public:
   Coordinator(Endpoint& endpoint, const Grid& grid, const PlannedJobs& jobs,
               std::vector<Scheduler::Rank> ranks, JournalWriter& failures, int attempt, LaunchFile& launch,
-              Progress& progress)
+              Progress& progress, TeamBoard* board = nullptr)
       : endpoint_(endpoint),
         grid_(grid),
         jobs_(jobs),
@@ -36,7 +38,8 @@ class Coordinator {
         failures_(failures),
         attempt_(attempt),
         launch_(launch),
-        progress_(progress) {}
+        progress_(progress),
+        board_(board) {}
 
   /// Until everything is done, or what ran has ended after a signal. Then tells every rank to stop. Throws
   /// what the journal threw.
@@ -50,6 +53,10 @@ class Coordinator {
   void carry_out(const std::vector<Scheduler::Action>& actions, int reporting_team);
   void handle(const Message& message);
   void fail_dropped(const std::string& reason);
+  void show_progress();
+  void note_end(int team);
+  /// Between two looks at the mailbox.
+  std::chrono::duration<double> pause() const;
 
   Endpoint& endpoint_;
   const Grid& grid_;
@@ -60,7 +67,11 @@ class Coordinator {
   int attempt_;
   LaunchFile& launch_;
   Progress& progress_;
+  TeamBoard* board_;  ///< Null: nobody wants to see the teams.
   std::vector<int> leader_of_team_;
+  using Clock = std::chrono::steady_clock;
+  std::vector<Clock::time_point> started_;  ///< Per team: its job.
+  double mean_job_seconds_ = 1;             ///< Moving average; decides how often messages are looked for.
   std::size_t dropped_seen_ = 0;
   std::atomic<bool> abandoned_ = false;
   std::atomic<bool> interrupted_ = false;

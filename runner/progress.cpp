@@ -8,12 +8,14 @@
 
 namespace lacuna {
 
-Progress::Progress(std::int64_t total, std::int64_t done, std::int64_t failed)
+Progress::Progress(std::int64_t total, std::int64_t done, std::int64_t failed, double seconds)
     : total_(total),
       ok_(done),
       failed_(failed),
       before_(done + failed),
-      terminal_(::isatty(STDERR_FILENO) == 1) {}
+      terminal_(::isatty(STDERR_FILENO) == 1) {
+  every_ = std::chrono::duration<double>(terminal_ ? 0.5 : seconds);
+}
 
 Progress::~Progress() { finish(); }
 
@@ -37,17 +39,21 @@ std::string Progress::line(int busy_teams) const {
   return text + fmt::format("  {} team{} busy", busy_teams, busy_teams == 1 ? "" : "s");
 }
 
-void Progress::tick(int busy_teams, const std::string& note) {
-  const auto now = Clock::now();
-  const auto every = terminal_ ? std::chrono::milliseconds(500) : std::chrono::milliseconds(60'000);
-  if (now - shown_ < every) return;
-  shown_ = now;
-  const std::string text = line(busy_teams) + note;
+bool Progress::due() const { return Clock::now() - shown_ >= every_; }
+
+void Progress::show(int busy_teams, const std::vector<std::string>& details) {
+  shown_ = Clock::now();
+  const std::string text = line(busy_teams);
   if (!terminal_) {
     log::info("{}", text);
+    for (const auto& detail : details) log::info("  {}", detail);
     return;
   }
-  const std::string out = "\r\x1b[K" + text;
+  // Back to the first line of the block, and everything below it away.
+  std::string out = lines_above_ > 0 ? fmt::format("\r\x1b[{}A\x1b[J", lines_above_) : "\r\x1b[J";
+  out += text;
+  for (const auto& detail : details) out += "\n  " + detail;
+  lines_above_ = details.size();
   open_line_ = ::write(STDERR_FILENO, out.data(), out.size()) > 0;
 }
 

@@ -298,10 +298,11 @@ class Head {
     ResultsThread results(real_file_system(), sweep_, grid_, paths_, options_.results_seconds);
     const auto endpoint = transport_.coordinator_endpoint();
     const auto counts = state_->counts();
-    Progress progress(counts.total, counts.ok, counts.failed);
+    Progress progress(counts.total, counts.ok, counts.failed, options_.progress_seconds);
+    TeamBoard board(sweep_, grid_, jobs_.cells);
     JournalWriter failures(real_file_system(), paths_.journal(), launch_ + "-dropped.jsonl");
     Coordinator coordinator(*endpoint, grid_, jobs_, scheduler_ranks_, failures, state_->attempt(),
-                            *launch_file_, progress);
+                            *launch_file_, progress, options_.verbose ? &board : nullptr);
     std::exception_ptr failure;
     std::thread thread([&] {
       try {

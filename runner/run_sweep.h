@@ -20,6 +20,8 @@ struct RunOptions {
   bool retry = false;                ///< Run again what failed.
   bool share_prefills = true;        ///< false: one cell per job, to measure what sharing saves.
   double results_seconds = 60;       ///< results.h5 is rebuilt this often (less often when that takes long).
+  bool verbose = false;              ///< Progress tells what each team is at.
+  double progress_seconds = 60;      ///< Between progress lines where there is no terminal.
   std::vector<std::string> command;  ///< As typed, for provenance.
 };
 

@@ -51,6 +51,11 @@ void add_common(CLI::App& verb, const std::shared_ptr<Given>& given) {
                   "Seconds between rebuilds of results.h5 while running")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  verb.add_flag("--verbose,-v", given->options.verbose, "Progress also says what each team of ranks is at");
+  verb.add_option("--progress-every", given->options.progress_seconds,
+                  "Seconds between progress lines where there is no terminal")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   verb.add_flag("--one-by-one", given->one_by_one,
                 "Run every cell in a job of its own, to measure what sharing prefills saves");
 }

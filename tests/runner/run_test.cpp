@@ -1,4 +1,5 @@
 // `lacuna run` from outside, over the fake engine: ranks, resume, faults, signals, shards.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
@@ -251,6 +252,19 @@ TEST(Run, AnUnwritableFolderAndAWrongSweepAreClearErrors) {
   EXPECT_EQ(ended.code, 2);
   EXPECT_TRUE(contains(ended.output, "did you mean 'samples'")) << ended.output;
   EXPECT_FALSE(std::filesystem::exists(scratch / "out"));
+}
+
+TEST(Run, VerboseSaysWhatEachTeamIsAt) {
+  const Scratch scratch;
+  const Ended ended = run(launch(2, {FAKE_LACUNA, "run", "tests/runner/sweeps/fake.yaml", "--out",
+                                     scratch / "out", "--verbose", "--progress-every", "0.2"}),
+                          {{"LACUNA_FAKE_MS", "50"}});
+  ASSERT_EQ(ended.code, 0) << ended.output;
+  EXPECT_THAT(ended.output, ::testing::HasSubstr("team 0 (rank 0): one ruler_"));
+  EXPECT_THAT(ended.output,
+              ::testing::ContainsRegex(
+                  "team 1 \\(rank 1\\): one ruler_.* 512 .*, sample [0-9], for .*; [0-9]+ samples"));
+  EXPECT_THAT(ended.output, ::testing::HasSubstr("2 teams busy"));
 }
 
 TEST(Run, TwoRunsIntoOneFolderAreKeptApart) {
