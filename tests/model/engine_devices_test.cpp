@@ -27,6 +27,18 @@ constexpr const char* kSize = R"("head_dim": 64, "hidden_size": 128, "intermedia
 /// about 1.
 constexpr double kBfloat16Loss = 0.08;
 
+/// Methods that choose by scores choose otherwise where two scores are closer than bfloat16 tells apart, and
+/// one token or block more or less changes these logits much more than any rounding: on the CPU alone,
+/// capacity 122 instead of 120 by 0.24, 7 blocks instead of 6 by 0.47. That they choose what the CPU chooses
+/// from the same tensors is tested in tests/attention/cuda, to the last entry.
+constexpr double kChoiceLoss = 0.6;
+bool chooses_by_scores(const MethodSpec& spec) {
+  for (const char* name : {"dense", "none", "streaming", "a_shape", "tri_shape", "random"}) {
+    if (spec.method == name) return false;
+  }
+  return true;
+}
+
 /// Root mean square of a - b over that of b.
 double relative_error(std::span<const float> a, std::span<const float> b) {
   double difference = 0, size = 0;
@@ -117,6 +129,7 @@ TEST_F(EngineDevices, VariantsDecodeTogetherAsAlone) {
       variant(R"({"evict": {"tova": {"capacity": 120}}})", 3),
       variant(R"({"evict": {"expected_attention": {"capacity": 120, "window": 64}}})", 3),
       variant(R"({"evict": {"streaming": {"capacity": 120}}})", 3),
+      variant(R"({"evict": {"random": {"capacity": 120}}})", 3),
       variant(R"({"decode": {"streaming": {"window": 64, "sinks": 4}}})", 5)};
   const JobResult together = run(*cuda_, prompt, variants);
   for (std::size_t i = 0; i < variants.size(); ++i) {
@@ -135,7 +148,9 @@ TEST_F(EngineDevices, VariantsDecodeTogetherAsAlone) {
     const JobResult cpu = run(*cpu_, prompt, std::span(&variants[i], 1));
     // Where few pages are chosen, the choice itself may tip at its edge; how much is read does not.
     if (variants[i].decode.method == "dense") {
-      EXPECT_LT(relative_error(alone.variants[0].logits[0], cpu.variants[0].logits[0]), kBfloat16Loss);
+      const bool chooses = chooses_by_scores(variants[i].evict) || chooses_by_scores(variants[i].decode);
+      EXPECT_LT(relative_error(alone.variants[0].logits[0], cpu.variants[0].logits[0]),
+                chooses ? kChoiceLoss : kBfloat16Loss);
     }
     EXPECT_NEAR(alone.variants[0].decode_sparse.visited_cells, cpu.variants[0].decode_sparse.visited_cells,
                 0.1 * cpu.variants[0].decode_sparse.visited_cells);
@@ -166,6 +181,8 @@ TEST_F(EngineDevices, SparsePrefillsComputeWhatTheCpuComputes) {
        {R"({"prefill": {"vertical_slash": {"verticals": 60, "slashes": 90, "window": 32}}})",
         R"({"prefill": {"block_sparse": {"chunk_size": 16, "top_chunks": 6}}})",
         R"({"prefill": {"flexprefill": {"min_budget": 64, "window": 64}}})",
+        R"({"prefill": {"flexprefill": {"min_budget": 64, "window": 64, "tau": 1}}})",
+        R"({"prefill": {"flexprefill": {"min_budget": 64, "window": 64, "variant": "original"}}})",
         R"({"prefill": {"xattention": {"block": 64, "threshold": 0.8}}})",
         R"({"prefill": {"streaming": {"window": 64}}})",
         R"({"prefill": {"a_shape": {"sinks": 64, "local": 64}}})",
