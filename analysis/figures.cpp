@@ -301,9 +301,11 @@ class Drawer {
     if (lines.empty() || best < 0) return {};
     const double base = stats::mean(dense);
     const std::string& name = table_.tasks[std::size_t(task)].name;
+    const auto reach_it = std::count_if(lines.begin(), lines.end(),
+                                        [&](const Line& l) { return l.rows.back()[0] == best_level; });
     Plot plot("score_" + std::to_string(task) + "_" + slug(name),
-              fmt::format("{}: {} is best at sparsity {:.2f} ({:+.2f})", brief(name), brief(method(best), 20),
-                          best_level, best_score - base));
+              fmt::format("{}: {} {} sparsity {:.2f} ({:+.2f})", brief(name), brief(method(best), 20),
+                          reach_it > 1 ? "is best at" : "alone reaches", best_level, best_score - base));
     plot.set("set xlabel 'measured sparsity'").set("set ylabel 'score'").set("set xrange [-0.03:1]");
     plot.draw(plot.data({{0, base}, {1, base}}) +
               " using 1:2 with lines dt 2 lc rgb '#000000' title 'dense'");
@@ -404,6 +406,7 @@ class Drawer {
                             100 * means.back()->error[top], length_label(means.back()->length)));
       plot.set("set xlabel 'measured sparsity'")
           .set("set ylabel 'relative error (%)'")
+          .set("set yrange [*<0:1<*]")  // where nothing is lost, rounding errors are not worth an axis
           .set("set xrange [-0.03:1]");
       for (std::size_t i = 0; i < means.size(); ++i) {
         std::vector<std::vector<double>> rows;
