@@ -13,6 +13,8 @@ namespace lacuna {
 namespace {
 
 constexpr int kOriginalBlock = 128;
+/// Maps of pooled blocks are held for as many heads as fit into 256 MiB, and for one at least.
+constexpr std::int64_t kMapBytes = std::int64_t{256} << 20;
 
 /// What the host must know of a choice, [q_heads] each, in one piece of device memory.
 struct Tally {
@@ -131,18 +133,32 @@ class FlexPrefill final : public DeviceSelector {
                          .near_truth = near_truth},
                         context_.stream);
 
+    const std::int64_t map_size = blocks * words * 32;
+    const std::int64_t fitting = kMapBytes / (map_size * static_cast<std::int64_t>(sizeof(float)));
+    const auto at_once = static_cast<int>(std::clamp<std::int64_t>(fitting, 1, info.q_heads));
     BlockMapParams map;
-    map.query_means = query_means;
     map.key_means = key_means;
     map.blocks = static_cast<int>(blocks);
-    map.only_heads = near_truth;
     map.map_stride = words * 32;
-    map.map = take<float>(context_, info.q_heads * blocks * map.map_stride);
+    map.map = take<float>(context_, at_once * map_size);
+    for (int first = 0; first < info.q_heads; first += at_once) {
+      LayerInfo some = info;
+      some.q_head_begin += first;
+      some.q_heads = std::min(at_once, info.q_heads - first);
+      map.query_means = query_means + first * blocks * dim;
+      map.only_heads = near_truth + first;
+      choose_from_map(some, map, bits + first * blocks * words, words);
+    }
+  }
+
+  void choose_from_map(const LayerInfo& info, const BlockMapParams& map, std::uint32_t* bits,
+                       std::int64_t words) const {
+    const std::int64_t blocks = map.blocks;
     BlockChoiceParams rows;  // every row of the map by itself
     rows.scores = map.map;
     rows.score_stride = map.map_stride;
     rows.strip_rows = blocks;
-    rows.only_heads = near_truth;
+    rows.only_heads = map.only_heads;
     rows.bits = bits;
     rows.row_blocks = map.blocks;
     rows.words = words;
