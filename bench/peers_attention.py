@@ -85,7 +85,7 @@ def flex(tokens, keep=0.10):
     full = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(kept, -1).indices, True) & causal
     diagonal = torch.eye(n, device="cuda", dtype=torch.bool).expand_as(full)
     full = full & ~diagonal
-    order = lambda m: (m.sum(-1, dtype=torch.int32), m.int().argsort(-1, descending=True, stable=True).int())  # noqa: E731
+    order = lambda m: (m.sum(-1, dtype=torch.int32), torch.argsort(m.int(), dim=-1, descending=True, stable=True).int())  # noqa: E731
     mask = BlockMask.from_kv_blocks(*order(diagonal), *order(full), BLOCK_SIZE=block, mask_mod=lambda b, h, i, j: i >= j)
     q, k, v = tensors(tokens)
     compiled = torch.compile(flex_attention)

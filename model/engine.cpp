@@ -226,6 +226,8 @@ void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache
       continue;
     }
     if (!eviction.error.empty()) continue;
+    // Work is enqueued: what came before must be done, or waiting for it would be counted as choosing.
+    if (eviction.spec.method != "none") ops_->synchronize();
     const auto begin = Clock::now();
     std::vector<std::vector<std::int32_t>> kept;
     try {
@@ -236,12 +238,14 @@ void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache
     }
     if (kept.empty()) {
       share(eviction.cache);
+      if (eviction.spec.method == "none") continue;  // nothing was chosen: storing is part of the prefill
     } else {
       LACUNA_CHECK(kept.size() == static_cast<std::size_t>(shard_.kv_heads),
                    "evictor '{}' answered for {} of {} kv heads", eviction.spec.method, kept.size(),
                    shard_.kv_heads);
       store_layer(eviction.cache, layer, input, kept);
     }
+    ops_->synchronize();
     eviction.seconds += seconds_since(begin);
   }
   share_eviction_errors(evictions);

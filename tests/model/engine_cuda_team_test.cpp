@@ -58,8 +58,9 @@ TEST_P(CudaTeam, GivesOneRanksTokens) {
           std::printf("%s, %s %d, variant %zu, %d ranks over %s: %s\n", GetParam(), task,
                       static_cast<int>(index), v, team->size(), team->kind().c_str(),
                       parting.to_string().c_str());
-        // Sums of rounded parts are rounded differently; a wrong shard gives differences of about 1.
-        EXPECT_LT(parting.noise, 0.1) << task << ' ' << index << ", variant " << v;
+        // Sums of rounded parts are rounded differently, and then a choice may tip at its edge (0.20 was seen
+        // on an H200); a wrong shard gives differences of about 1.
+        EXPECT_LT(parting.noise, v == 0 ? 0.1 : 0.4) << task << ' ' << index << ", variant " << v;
         if (v == 0) {
           EXPECT_FALSE(parting.parts) << task << ' ' << index << ": " << parting.to_string();
         }
