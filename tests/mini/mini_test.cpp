@@ -27,8 +27,7 @@ class Model {
   /// Mean score of each strategy over `samples` prompts of `tokens`; strategies with the same prefill share
   /// it.
   std::vector<double> scores(const std::string& task_name, std::int64_t tokens, int samples,
-                             const std::string& prefill, const std::vector<std::string>& variants,
-                             const Json& more = Json::object()) {
+                             const std::string& prefill, const std::vector<std::string>& variants) {
     Json params = {{"preset", "mini"}, {"style", "direct"}};
     if (task_name == "ruler_niah") params["num_queries"] = 2;  // short answers
     const auto task =
@@ -97,7 +96,7 @@ TEST_P(ShippedModel, GivesTheLogitsOfTransformers) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Mini, ShippedModel, ::testing::Values("nano", "micro", "tiny"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& model) { return std::string(model.param); });
 
 // 16 samples: the standard error of a mean near 1/2 is 0.125; the bounds below are several of those apart.
 
