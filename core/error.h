@@ -1,6 +1,6 @@
 // The one error header: what can go wrong, and the checks that say so.
 //
-// Every error is a lacuna::Error. Library calls (CUDA, cuBLAS, NCCL, MPI, HDF5) go through the check macros
+// Every error is a lacuna::Error. Library calls (CUDA, NCCL, MPI, HDF5) go through the check macros
 // at the end, which throw with place, expression and the library's own text. Errors are caught once, in main,
 // which adds rank and host. Checks are always on: they do not depend on NDEBUG.
 #pragma once
@@ -103,13 +103,6 @@ template <class... Args>
 
 /// After every kernel launch.
 #define LACUNA_CUDA_LAUNCH() LACUNA_CUDA(cudaGetLastError())
-
-#define LACUNA_CUBLAS(expr)                                                                   \
-  do {                                                                                        \
-    const cublasStatus_t lacuna_status = (expr);                                              \
-    if (lacuna_status != CUBLAS_STATUS_SUCCESS)                                               \
-      ::lacuna::throw_library("cuBLAS: {}: {}", #expr, cublasLtGetStatusString(lacuna_status)); \
-  } while (false)
 
 #define LACUNA_NCCL(expr)                                                                \
   do {                                                                                   \

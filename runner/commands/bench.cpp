@@ -184,6 +184,9 @@ void run_bench(Given& given) {
   const auto head = [&](const char* part) {
     std::fputs(bench::table_head(part, options.device).c_str(), stdout);
   };
+  // What cannot be written is said before anything long is measured.
+  save();
+  save_rows();
   if (measures(options, "attention")) {
     head("attention of one layer");
     bench::bench_attention(session);
