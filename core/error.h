@@ -101,9 +101,6 @@ template <class... Args>
                               cudaGetErrorName(lacuna_status));                              \
   } while (false)
 
-/// After every kernel launch.
-#define LACUNA_CUDA_LAUNCH() LACUNA_CUDA(cudaGetLastError())
-
 #define LACUNA_NCCL(expr)                                                                \
   do {                                                                                   \
     const ncclResult_t lacuna_status = (expr);                                           \

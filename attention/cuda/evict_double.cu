@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/cuda/select_cuda.h"
+#include "attention/cuda/take_in_order.cuh"
 #include "core/cuda.h"
 
 namespace lacuna {
@@ -65,8 +66,7 @@ __global__ void __launch_bounds__(kThreads)
     double_top_k_kernel(const __grid_constant__ DoubleTopKParams params) {
   __shared__ int parts[3][kWarps];
   __shared__ int totals[3];
-  __shared__ int warp_equal[kWarps], warp_take[kWarps];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
+  const int thread = static_cast<int>(threadIdx.x);
   const int row = static_cast<int>(blockIdx.x), n = params.n;
   const auto* bits = reinterpret_cast<const Key*>(params.scores) + static_cast<std::int64_t>(row) * n;
   const auto key_of = [&](int i) -> Key {
@@ -94,36 +94,12 @@ __global__ void __launch_bounds__(kThreads)
   sum_counts(above, parts, totals);
   const int wanted = params.k - above[0];
 
-  // Compaction in index order: all above the threshold, and the first `wanted` of those equal to it.
-  std::int32_t* to = params.indices + row * params.index_stride;
-  int written = 0, equal_seen = 0;
-  for (int base = 0; base < n; base += kThreads) {
-    const int i = base + thread;
-    const Key key = i < n ? key_of(i) : 0;
-    const bool equal = i < n && key == t;
-    const unsigned equal_votes = __ballot_sync(~0u, equal);
-    if (lane == 0) warp_equal[warp] = __popc(equal_votes);
-    __syncthreads();
-    int before = equal_seen, equal_total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) before += warp_equal[w];
-      equal_total += warp_equal[w];
-    }
-    before += __popc(equal_votes & ((1u << lane) - 1));
-    const bool take = i < n && (key > t || (equal && before < wanted));
-    const unsigned votes = __ballot_sync(~0u, take);
-    if (lane == 0) warp_take[warp] = __popc(votes);
-    __syncthreads();
-    int place = written, total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) place += warp_take[w];
-      total += warp_take[w];
-    }
-    if (take) to[place + __popc(votes & ((1u << lane) - 1))] = i;
-    written += total;
-    equal_seen += equal_total;
-    __syncthreads();
-  }
+  const auto standing = [&](int i) {
+    const Key key = key_of(i);
+    if (key > t) return Standing::kAbove;
+    return key == t ? Standing::kEqual : Standing::kBelow;
+  };
+  take_in_order<kThreads>(n, wanted, standing, params.indices + row * params.index_stride);
 }
 
 unsigned blocks_for(std::int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention/cuda/select_cuda.h"
+#include "attention/cuda/take_in_order.cuh"
 #include "core/cuda.h"
 
 namespace lacuna {
@@ -140,9 +141,7 @@ struct Search {
 
 template <int kHeld, int kThreads>
 __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__ TopKParams params) {
-  constexpr int kWarps = kThreads / 32;
   __shared__ Shared shared;
-  const int thread = static_cast<int>(threadIdx.x);
   const int row_index = static_cast<int>(blockIdx.x);
   std::int64_t row_out = row_index;
   if (params.rows_per_group > 0) {
@@ -179,44 +178,14 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__
     search.threshold(k, -1.0, threshold, above_count, wanted);
   }
 
-  // Compaction in index order: all above the threshold, and the first `wanted` of the group.
-  std::int32_t* to = params.indices + row_out * params.index_stride;
-  int written = 0, group_seen = 0;
-  __shared__ int warp_take[kWarps], warp_group[kWarps];
-  const int lane = thread & 31, warp = thread >> 5;
-  for (int base = 0; base < n; base += kThreads) {
-    const int i = base + thread;
-    std::uint32_t key = 0;
-    bool above = false, equal = false;
-    if (i < n) {
-      key = row.key(i);
-      above = everything || key > threshold;
-      equal = !everything && key == threshold;
-    }
-    const unsigned equal_votes = __ballot_sync(~0u, equal);
-    if (lane == 0) warp_group[warp] = __popc(equal_votes);
-    __syncthreads();
-    int group_before = group_seen, group_total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) group_before += warp_group[w];
-      group_total += warp_group[w];
-    }
-    group_before += __popc(equal_votes & ((1u << lane) - 1));
-    const bool take = above || (equal && group_before < wanted);
-    const unsigned votes = __ballot_sync(~0u, take);
-    if (lane == 0) warp_take[warp] = __popc(votes);
-    __syncthreads();
-    int place = written, total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) place += warp_take[w];
-      total += warp_take[w];
-    }
-    if (take) to[place + __popc(votes & ((1u << lane) - 1))] = i;
-    written += total;
-    group_seen += group_total;
-    __syncthreads();
-  }
-  if (thread == 0) params.counts[row_out] = written;
+  const auto standing = [&](int i) {
+    const std::uint32_t key = row.key(i);
+    if (everything || key > threshold) return Standing::kAbove;
+    return key == threshold ? Standing::kEqual : Standing::kBelow;
+  };
+  const int written =
+      take_in_order<kThreads>(n, wanted, standing, params.indices + row_out * params.index_stride);
+  if (threadIdx.x == 0) params.counts[row_out] = written;
 }
 
 }  // namespace
