@@ -1,5 +1,6 @@
 // Times the CUDA attention kernels on random data: Qwen2.5-7B heads (28 query, 4 kv, head_dim 128), bfloat16.
-//   bench_attention_cuda [dense|lists|decode|index|all] [longest tokens]
+//   bench_attention_cuda [dense|lists|decode|index|all] [longest tokens] [once]
+// "once" calls everything a single time and times nothing: for a profiler.
 // Prints milliseconds (median), TFLOP/s of visited tiles or GB/s, and the share of the floor in
 // docs/performance.md.
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "attention/cuda/attention_cuda.h"
@@ -43,11 +45,17 @@ Buffer random_bf16(std::size_t count, unsigned seed) {
   return buffer;
 }
 
+bool g_once = false;
+
 /// Median milliseconds of one call, over about `budget_ms` of calls.
 double time_ms(const std::function<void(cudaStream_t)>& call, double budget_ms = 400) {
   CudaStream stream;
   CudaEvent begin, end;
   call(stream);
+  if (g_once) {
+    stream.synchronize();
+    return 1.0;
+  }
   begin.record(stream);
   call(stream);
   end.record(stream);
@@ -70,6 +78,7 @@ double time_graph_us(const std::function<void(cudaStream_t, int)>& call, int rep
   CudaStream stream;
   call(stream, 0);
   stream.synchronize();
+  if (g_once) return 1.0;
   cudaGraph_t graph{};
   cudaGraphExec_t executable{};
   LACUNA_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -460,6 +469,7 @@ int main_of(int argc, char** argv) {
   }
   const std::string what = argc > 1 ? argv[1] : "all";
   const std::int64_t longest = argc > 2 ? std::atoll(argv[2]) : 131072;
+  g_once = argc > 3 && std::string_view(argv[3]) == "once";
   if (what == "dense" || what == "all") bench_dense(longest);
   if (what == "lists" || what == "all") bench_lists(longest);
   if (what == "index" || what == "all") {
