@@ -18,6 +18,9 @@
 #include <utility>
 #include <vector>
 
+/// Tells headers of device code that nvcc does not compile them.
+#define LACUNA_EMULATED_GPU 1
+
 #undef __global__
 #undef __device__
 #undef __launch_bounds__
