@@ -86,6 +86,9 @@ struct DecodeParams {
   int batch = 0;
   LayerInfo info;
   std::int64_t max_tokens = 0;  ///< No head is longer; bounds the grid.
+  /// Promises that no kernel which the stream has started since its last copy writes `heads`, page ids, or
+  /// any page but each head's last: these may then be read before the previous kernel has finished.
+  bool settled = false;
 };
 
 /// Grid and memory are chosen from host fields alone. A sequence's bits do not depend on the rest of the

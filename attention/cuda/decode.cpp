@@ -12,38 +12,43 @@ namespace lacuna {
 
 namespace {
 
-constexpr int kRows = 16;
-
 /// Everything that follows from the host fields of DecodeParams.
 struct Plan {
-  int group, parts, slots, splits, grid_runs;
-  std::size_t counters, state, output, total;
+  int group, parts, slots, splits, wave, runs, rows;
+  std::size_t state, output, total;
 
   explicit Plan(const DecodeParams& params) {
     const LayerInfo& info = params.info;
     group = info.q_heads_total / info.kv_heads_total;
-    parts = (std::min(group, info.q_heads) + kRows - 1) / kRows;
+    parts = (std::min(group, info.q_heads) + kDecodeRows - 1) / kDecodeRows;
     slots = params.lists_per_q_head ? info.q_heads : info.kv_heads * parts;
-    // About two blocks per multiprocessor for one sequence. Not a function of the batch, so that a sequence's
-    // bits are not either.
-    splits = std::clamp((2 * current_cuda_device().multiprocessors + slots - 1) / slots, 1, 128);
-    const std::int64_t pages = (params.max_tokens + kPageTokens - 1) / kPageTokens;
-    const std::int64_t runs = (pages + kDecodeMinRunPages - 1) / kDecodeMinRunPages;
-    grid_runs = static_cast<int>(std::clamp<std::int64_t>(runs, 1, splits));
+    rows = params.lists_per_q_head ? 1 : std::min({group, info.q_heads, kDecodeRows});
+    // Not functions of the batch, so that a sequence's bits are not either.
+    const int device = current_cuda_device().multiprocessors;
+    const auto per_slot = [&](int blocks) {
+      return std::clamp((blocks * device + slots - 1) / slots, 1, kDecodeMaxRuns);
+    };
+    wave = per_slot(3);
+    // Lists are short; blocks that find nothing to do would take longer than a finer cut saves.
+    splits = params.lists != nullptr ? wave : per_slot(8);
+    const std::int64_t pages =
+        std::clamp<std::int64_t>((params.max_tokens + kPageTokens - 1) / kPageTokens, 1, INT32_MAX / 2);
+    const auto cut = [&](int run_pages) { return static_cast<int>((pages + run_pages - 1) / run_pages); };
+    // The most runs that decode_run_pages() makes of any number of pages up to this one.
+    runs = std::min(splits, std::max(std::min(wave, cut(kDecodeMinRunPages)), cut(kDecodeEnoughRunPages)));
     const auto align = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
-    const auto groups = static_cast<std::size_t>(params.batch) * static_cast<std::size_t>(slots);
-    const std::size_t rows = groups * static_cast<std::size_t>(splits) * kRows;
-    counters = align(groups * sizeof(int));
-    state = align(rows * sizeof(float2));
-    output = align(rows * static_cast<std::size_t>(info.head_dim) * sizeof(float));
-    total = counters + state + output;
+    const std::size_t partials = static_cast<std::size_t>(params.batch) * static_cast<std::size_t>(slots) *
+                                 static_cast<std::size_t>(runs) * static_cast<std::size_t>(rows);
+    state = align(partials * sizeof(float2));
+    output = align(partials * static_cast<std::size_t>(info.head_dim) * sizeof(float));
+    total = state + output;
   }
 };
 
 }  // namespace
 
 std::size_t decode_workspace_bytes(const DecodeParams& params) { return Plan(params).total; }
-std::size_t decode_counter_bytes(const DecodeParams& params) { return Plan(params).counters; }
+std::size_t decode_counter_bytes(const DecodeParams&) { return 0; }
 
 void attention_decode_cuda(const DecodeParams& params, CudaWorkspace workspace, cudaStream_t stream) {
   const LayerInfo& info = params.info;
@@ -73,24 +78,32 @@ void attention_decode_cuda(const DecodeParams& params, CudaWorkspace workspace, 
   args.kv_base = info.kv_head_begin;
   args.parts = plan.parts;
   args.splits = plan.splits;
+  args.wave = plan.wave;
+  args.runs = plan.runs;
+  args.rows = plan.rows;
   args.scale = info.scale;
   args.softcap = info.softcap;
   args.window = info.window;
-  args.counters = reinterpret_cast<int*>(base);
-  args.partial_state = reinterpret_cast<float2*>(base + plan.counters);
-  args.partial_o = reinterpret_cast<float*>(base + plan.counters + plan.state);
+  args.settled = params.settled;
+  args.partial_state = reinterpret_cast<float2*>(base);
+  args.partial_o = reinterpret_cast<float*>(base + plan.state);
   switch (info.head_dim) {
     case 64:
-      return launch_decode<64>(args, params.batch, plan.slots, plan.grid_runs, stream);
+      launch_decode<64>(args, params.batch, plan.slots, stream);
+      break;
     case 96:
-      return launch_decode<96>(args, params.batch, plan.slots, plan.grid_runs, stream);
+      launch_decode<96>(args, params.batch, plan.slots, stream);
+      break;
     case 128:
-      return launch_decode<128>(args, params.batch, plan.slots, plan.grid_runs, stream);
+      launch_decode<128>(args, params.batch, plan.slots, stream);
+      break;
     case 256:
-      return launch_decode<256>(args, params.batch, plan.slots, plan.grid_runs, stream);
+      launch_decode<256>(args, params.batch, plan.slots, stream);
+      break;
     default:
       throw_usage("attention on CUDA: head_dim {} is not supported; 64, 96, 128 and 256 are", info.head_dim);
   }
+  if (plan.runs > 1) launch_combine(args, info.head_dim, params.batch, stream);
 }
 
 }  // namespace lacuna

@@ -1,5 +1,5 @@
 #include "attention/cuda/decode.cuh"
 
 namespace lacuna {
-template void launch_decode<128>(const DecodeArgs&, int, int, int, cudaStream_t);
+template void launch_decode<128>(const DecodeArgs&, int, int, cudaStream_t);
 }

@@ -10,8 +10,11 @@
 
 namespace lacuna {
 
-/// A run of pages is never shorter, so that a block's start-up pays off.
-inline constexpr int kDecodeMinRunPages = 8;
+inline constexpr int kDecodeRows = 16;      ///< query heads of a block: the rows of an mma
+inline constexpr int kDecodeMaxRuns = 512;  ///< of one (sequence, head group)
+
+/// Pages of a run: see decode_run_pages().
+inline constexpr int kDecodeMinRunPages = 4, kDecodeEnoughRunPages = 16;
 
 struct DecodeArgs {
   const __nv_bfloat16* q;  ///< [batch, q_heads, head_dim]
@@ -26,15 +29,19 @@ struct DecodeArgs {
   int q_heads, kv_heads;
   int group, head_base, kv_base;  ///< kv head of q head h: (head_base + h) / group - kv_base
   int parts;                      ///< blocks of 16 query heads per kv head
-  int splits;                     ///< most runs per (sequence, head group)
+  int splits, wave;               ///< see decode_run_pages
+  int runs;                       ///< of the grid: no (sequence, head group) has more
+  int rows;                       ///< most query heads of a block
   float scale, softcap;
   int window;
-  int* counters;          ///< [batch, slots], zero
-  float* partial_o;       ///< [batch, slots, splits, 16, head_dim]
-  float2* partial_state;  ///< [batch, slots, splits, 16]: maximum of raw scores, sum of weights
+  bool settled;           ///< DecodeParams::settled
+  float* partial_o;       ///< [batch, slots, runs, rows, head_dim]
+  float2* partial_state;  ///< [batch, slots, rows, runs]: maximum of raw scores, sum of weights
 };
 
 template <int kHeadDim>
-void launch_decode(const DecodeArgs& args, int batch, int slots, int grid_runs, cudaStream_t stream);
+void launch_decode(const DecodeArgs& args, int batch, int slots, cudaStream_t stream);
+/// Adds up what the runs left; after launch_decode, where there is more than one run.
+void launch_combine(const DecodeArgs& args, int head_dim, int batch, cudaStream_t stream);
 
 }  // namespace lacuna

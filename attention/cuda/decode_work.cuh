@@ -1,0 +1,85 @@
+// Who does what in a decode step: which heads and pages a block serves, and how partial results are joined.
+#pragma once
+
+#include "attention/cuda/decode_launch.h"
+#include "attention/cuda/softmax.cuh"
+
+namespace lacuna {
+
+/// Query heads [head, head + rows) of one block, all served by kv_head, and the list they read.
+struct DecodeSlot {
+  int head, rows, kv_head, list_row;
+
+  __device__ DecodeSlot(const DecodeArgs& args, int batch, int slot) {
+    if (args.lists_per_q_head) {
+      head = slot;
+      rows = 1;
+      kv_head = (args.head_base + head) / args.group - args.kv_base;
+      list_row = batch * args.q_heads + head;
+    } else {
+      kv_head = slot / args.parts;
+      const int begin = max(0, (kv_head + args.kv_base) * args.group - args.head_base);
+      const int end = min(args.q_heads, (kv_head + args.kv_base + 1) * args.group - args.head_base);
+      head = begin + slot % args.parts * kDecodeRows;
+      rows = min(kDecodeRows, end - head);
+      list_row = batch * args.kv_heads + kv_head;
+    }
+  }
+};
+
+/// Pages of a run where `pages` are read, at most `splits` runs are allowed and `wave` of them fill the
+/// device. Multiprocessors get unequal shares of the memory's bandwidth, so what is long enough is cut finer
+/// than into one run per place on the device; but not so fine that starting and ending runs shows.
+__device__ inline int decode_run_pages(int pages, int splits, int wave) {
+  const int of_wave = (pages + wave - 1) / wave;
+  return max((pages + splits - 1) / splits, max(kDecodeMinRunPages, min(of_wave, kDecodeEnoughRunPages)));
+}
+
+/// The pages that one (sequence, head group) reads, cut into runs.
+struct DecodeRuns {
+  const std::int32_t* list;  ///< null: pages first_page, first_page + 1, ...
+  const std::int32_t* page_ids;
+  int tokens, first_key, first_page, pages, pages_per_run, runs;
+
+  /// Where there are lists, after wait_for_previous() alone.
+  __device__ DecodeRuns(const DecodeArgs& args, const DevicePagedHead& head, int list_row) {
+    page_ids = head.page_ids;
+    tokens = static_cast<int>(head.tokens);
+    first_key = args.window > 0 ? max(0, tokens - args.window) : 0;
+    list = nullptr;
+    first_page = first_key / kPageTokens;
+    pages = (tokens + kPageTokens - 1) / kPageTokens - first_page;
+    if (args.lists != nullptr) {
+      const int count = args.list_counts[list_row];
+      if (count >= 0) {
+        list = args.lists + list_row * args.list_stride;
+        pages = count;
+      }
+    }
+    pages_per_run = decode_run_pages(pages, args.splits, args.wave);
+    runs = (pages + pages_per_run - 1) / pages_per_run;
+  }
+  /// Of the index-th page read.
+  __device__ int number(int index) const { return list != nullptr ? list[index] : first_page + index; }
+};
+
+/// Weight of a partial result whose maximum is `part` in a whole whose maximum is `whole`; nothing seen
+/// weighs 0.
+__device__ inline float merge_weight(float part, float whole, float scale_log2) {
+  return part == -INFINITY ? 0.0f : exp2_fast((part - whole) * scale_log2);
+}
+__device__ inline float weight_scale(const DecodeArgs& args) {
+  return (args.softcap > 0.0f ? 1.0f : args.scale) * kLog2e;
+}
+__device__ inline void add_weighted(float4& sum, const float4& x, float weight) {
+  sum.x = fmaf(x.x, weight, sum.x);
+  sum.y = fmaf(x.y, weight, sum.y);
+  sum.z = fmaf(x.z, weight, sum.z);
+  sum.w = fmaf(x.w, weight, sum.w);
+}
+__device__ inline void store_bf16(__nv_bfloat16* to, const float4& x, float factor) {
+  *reinterpret_cast<uint2*>(to) =
+      make_uint2(pack_bf16(x.x * factor, x.y * factor), pack_bf16(x.z * factor, x.w * factor));
+}
+
+}  // namespace lacuna
