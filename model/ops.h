@@ -36,7 +36,7 @@ struct LinearWeight {
   DType dtype = DType::kF32;  ///< Of the stored elements.
   Buffer storage;
   const void* shared = nullptr;  ///< CUDA: the elements, when an embedding owns them; storage is then empty.
-  Tensor bias;  ///< [outputs], float32 on the CPU, bfloat16 on CUDA; or empty.
+  Tensor bias;                   ///< [outputs], float32 on the CPU, bfloat16 on CUDA; or empty.
 };
 
 /// Rows [first_row, first_row + rows) of an embedding matrix [vocab, hidden] on the device.
@@ -59,6 +59,24 @@ struct HeadNorms {
   const TensorView* q_weight = nullptr;  ///< float32 [head_dim] or null: no norm.
   const TensorView* k_weight = nullptr;
   float eps = 0;
+};
+
+/// A norm and the matrix that its result meets.
+struct NormedLinear {
+  const TensorView& norm;  ///< float32 [inputs]
+  float eps;
+  const LinearWeight& w;
+  TensorView normed;  ///< [n, inputs] of memory that may be used on the way
+};
+
+/// From the residual stream to the rotated heads of a decode step.
+struct QkvProjection {
+  NormedLinear linear;
+  TensorView qkv;     ///< [n, outputs] of memory that may be used on the way
+  HeadsView q, k, v;  ///< in qkv
+  HeadNorms norms;
+  const RopeTable& rope;
+  TensorView positions;  ///< int32 [n] on the device
 };
 
 /// Rows of one kv head on their way into pages: `count` tokens, taken from rows `positions` of k and v (or
@@ -174,6 +192,24 @@ class Ops {
   /// The same into float32 y whatever the activation type (logits), then y = cap * tanh(y / cap) when cap >
   /// 0.
   virtual void linear_f32(const TensorView& x, const LinearWeight& w, float cap, const TensorView& y) = 0;
+  /// y = linear(rms_norm(x)). Devices may round x * norm and apply the rows' factors to the product.
+  virtual void norm_and_linear(const TensorView& x, const NormedLinear& by, const TensorView& y) {
+    rms_norm(x, by.norm, by.eps, by.normed);
+    linear(by.normed, by.w, false, y);
+  }
+  /// The same by linear_f32.
+  virtual void norm_and_linear_f32(const TensorView& x, const NormedLinear& by, float cap,
+                                   const TensorView& y) {
+    rms_norm(x, by.norm, by.eps, by.normed);
+    linear_f32(by.normed, by.w, cap, y);
+  }
+  /// out [n, m] = gated_activation(linear(rms_norm(x))); gate_up [n, 2m] is memory that may be used on the
+  /// way.
+  virtual void norm_and_gated_linear(const TensorView& x, const NormedLinear& by, Activation activation,
+                                     const TensorView& gate_up, const TensorView& out) {
+    norm_and_linear(x, by, gate_up);
+    gated_activation(gate_up, activation, out);
+  }
   /// out [n, m] = activation(gate_up[:, :m]) * gate_up[:, m:]. gate_up [n, 2m].
   virtual void gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) = 0;
   /// y += x, any shape.
@@ -220,6 +256,13 @@ class Ops {
   /// computes out row i ([n, q_heads * head_dim]).
   virtual void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
                             Communicator& communicator, const HeadsView& out) = 0;
+  /// decode_layer of the heads that `by` makes of x.
+  virtual void project_and_decode_layer(const TensorView& x, const QkvProjection& by, const LayerInfo& info,
+                                        Communicator& communicator, const HeadsView& out) {
+    norm_and_linear(x, by.linear, by.qkv);
+    norm_and_rotate(by.q, by.k, by.norms, by.rope, by.positions);
+    decode_layer(by.q, by.k, by.v, info, communicator, out);
+  }
 
   // --- Results
   // ----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@
 #include "model/cuda/kernels.h"
 #include "model/cuda/kv_memory.h"
 #include "model/cuda/pinned_ring.h"
+#include "model/cuda/skinny.h"
 #include "model/cuda/weight_loader.h"
 #include "model/ops.h"
 
@@ -117,6 +118,11 @@ class CudaOps final : public Ops {
   void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override;
   void linear(const TensorView& x, const LinearWeight& w, bool accumulate, const TensorView& y) override;
   void linear_f32(const TensorView& x, const LinearWeight& w, float cap, const TensorView& y) override;
+  void norm_and_linear(const TensorView& x, const NormedLinear& by, const TensorView& y) override;
+  void norm_and_linear_f32(const TensorView& x, const NormedLinear& by, float cap,
+                           const TensorView& y) override;
+  void norm_and_gated_linear(const TensorView& x, const NormedLinear& by, Activation activation,
+                             const TensorView& gate_up, const TensorView& out) override;
   void gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) override;
   void add(const TensorView& x, const TensorView& y) override;
   void norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms, const RopeTable& rope,
@@ -147,6 +153,8 @@ class CudaOps final : public Ops {
                     Communicator& communicator, const HeadsView& out) override {
     decode_.decode_layer(q, k, v, info, communicator, out);
   }
+  void project_and_decode_layer(const TensorView& x, const QkvProjection& by, const LayerInfo& info,
+                                Communicator& communicator, const HeadsView& out) override;
 
   void argmax(const TensorView& logits, std::span<float> values, std::span<std::int32_t> indices) override;
 
@@ -167,6 +175,7 @@ class CudaOps final : public Ops {
     return results_.data();
   }
   void multiply(const TensorView& x, const LinearWeight& w, bool accumulate, bool float_output, void* y);
+  SkinnyProduct skinny_product(const TensorView& x, const NormedLinear& by) const;
   void sum_through_host(const TensorView& x, Communicator& communicator);
   void copy_pages_at_once(std::span<const PageCopy> copies, const PoolView& pool);
 
@@ -311,6 +320,51 @@ void CudaOps::linear_f32(const TensorView& x, const LinearWeight& w, float cap, 
   launch_finish_logits(y.as<float>(), bias, cap, y.shape[0], y.shape[1], stream_);
 }
 
+/// Few rows are normed on their way into the product.
+SkinnyProduct CudaOps::skinny_product(const TensorView& x, const NormedLinear& by) const {
+  const std::int64_t inputs = by.w.inputs;
+  LACUNA_CHECK(x.shape[1] == inputs && by.norm.shape.elements() == inputs,
+               "x has {} columns, the norm {}, the weight {} inputs", x.shape[1], by.norm.shape.elements(),
+               inputs);
+  LACUNA_CHECK(by.w.shared != nullptr || by.w.storage.kind() == Buffer::Kind::kDevice,
+               "a weight that is not on CUDA");
+  const void* weights = by.w.shared != nullptr ? by.w.shared : by.w.storage.data();
+  return {.x = bf16(x),
+          .w = static_cast<const __nv_bfloat16*>(weights),
+          .bias = by.w.bias.data() != nullptr ? bf16(by.w.bias.view()) : nullptr,
+          .norm = by.norm.as<float>(),
+          .eps = by.eps,
+          .rows = static_cast<int>(x.shape[0]),
+          .inputs = static_cast<int>(inputs),
+          .outputs = by.w.outputs};
+}
+
+void CudaOps::norm_and_linear(const TensorView& x, const NormedLinear& by, const TensorView& y) {
+  if (x.shape[0] > kSkinnyRows) return Ops::norm_and_linear(x, by, y);
+  LACUNA_CHECK(y.shape[0] == x.shape[0] && y.shape[1] == by.w.outputs, "y is {}, expected [{}, {}]",
+               y.shape.to_string(), x.shape[0], by.w.outputs);
+  launch_skinny(skinny_product(x, by), {.y = bf16(y)}, stream_);
+}
+
+void CudaOps::norm_and_linear_f32(const TensorView& x, const NormedLinear& by, float cap,
+                                  const TensorView& y) {
+  if (x.shape[0] > kSkinnyRows) return Ops::norm_and_linear_f32(x, by, cap, y);
+  LACUNA_CHECK(y.shape[0] == x.shape[0] && y.shape[1] == by.w.outputs && y.dtype == DType::kF32,
+               "y is {} {}, expected float32 [{}, {}]", name_of(y.dtype), y.shape.to_string(), x.shape[0],
+               by.w.outputs);
+  launch_skinny(skinny_product(x, by), {.y = y.data, .float_output = true, .cap = cap}, stream_);
+}
+
+void CudaOps::norm_and_gated_linear(const TensorView& x, const NormedLinear& by, Activation activation,
+                                    const TensorView& gate_up, const TensorView& out) {
+  if (x.shape[0] > kSkinnyRows) return Ops::norm_and_gated_linear(x, by, activation, gate_up, out);
+  check_vector_rows(out.shape[1], "the MLP columns of a rank");
+  LACUNA_CHECK(out.shape[0] == x.shape[0] && by.w.outputs == 2 * out.shape[1], "out is {}, the weight has {}",
+               out.shape.to_string(), by.w.outputs);
+  launch_skinny_gated(skinny_product(x, by), {.out = bf16(out), .gelu = activation == Activation::kGeluTanh},
+                      stream_);
+}
+
 void CudaOps::gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) {
   const std::int64_t m = out.shape[1];
   check_vector_rows(m, "the MLP columns of a rank");
@@ -325,8 +379,9 @@ void CudaOps::add(const TensorView& x, const TensorView& y) {
   launch_add(bf16(x), bf16(y), x.shape.elements(), stream_);
 }
 
-void CudaOps::norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms,
-                              const RopeTable& rope, const TensorView& positions) {
+/// Checks what norm_and_rotate takes.
+RotateArgs rotate_args(const HeadsView& q, const HeadsView& k, const HeadNorms& norms, const RopeTable& rope,
+                       const TensorView& positions) {
   const int d = q.head_dim;
   LACUNA_REQUIRE(d == 64 || d == 96 || d == 128 || d == 256,
                  "the CUDA engine works with head_dim 64, 96, 128 and 256, not {}; use device cpu", d);
@@ -335,23 +390,57 @@ void CudaOps::norm_and_rotate(const HeadsView& q, const HeadsView& k, const Head
                k.head_dim, positions.shape[0]);
   LACUNA_CHECK(positions.dtype == DType::kI32 && positions.device == Device::kCuda,
                "positions must be int32 on CUDA");
-  launch_norm_and_rotate({.q = bf16(q),
-                          .k = bf16(k),
-                          .q_head_stride = q.head_stride,
-                          .q_token_stride = q.token_stride,
-                          .k_head_stride = k.head_stride,
-                          .k_token_stride = k.token_stride,
-                          .q_heads = q.heads,
-                          .k_heads = k.heads,
-                          .tokens = q.tokens,
-                          .head_dim = d,
-                          .q_weight = norms.q_weight != nullptr ? norms.q_weight->as<float>() : nullptr,
-                          .k_weight = norms.k_weight != nullptr ? norms.k_weight->as<float>() : nullptr,
-                          .eps = norms.eps,
-                          .cos = rope.cos.as<float>(),
-                          .sin = rope.sin.as<float>(),
-                          .positions = positions.as<std::int32_t>()},
-                         stream_);
+  return {.q = bf16(q),
+          .k = bf16(k),
+          .q_head_stride = q.head_stride,
+          .q_token_stride = q.token_stride,
+          .k_head_stride = k.head_stride,
+          .k_token_stride = k.token_stride,
+          .q_heads = q.heads,
+          .k_heads = k.heads,
+          .tokens = q.tokens,
+          .head_dim = d,
+          .q_weight = norms.q_weight != nullptr ? norms.q_weight->as<float>() : nullptr,
+          .k_weight = norms.k_weight != nullptr ? norms.k_weight->as<float>() : nullptr,
+          .eps = norms.eps,
+          .cos = rope.cos.as<float>(),
+          .sin = rope.sin.as<float>(),
+          .positions = positions.as<std::int32_t>()};
+}
+
+void CudaOps::norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms,
+                              const RopeTable& rope, const TensorView& positions) {
+  launch_norm_and_rotate(rotate_args(q, k, norms, rope, positions), stream_);
+}
+
+void CudaOps::project_and_decode_layer(const TensorView& x, const QkvProjection& by, const LayerInfo& info,
+                                       Communicator& communicator, const HeadsView& out) {
+  const RotateArgs rotate = rotate_args(by.q, by.k, by.norms, by.rope, by.positions);
+  const NewestSlots slots = decode_.newest_slots(info);
+  // A norm per head needs the whole head: more than a block of the product has.
+  if (x.shape[0] <= kSkinnyRows && rotate.q_weight == nullptr && rotate.k_weight == nullptr) {
+    LACUNA_CHECK(by.linear.w.outputs == std::int64_t{by.q.heads + 2 * by.k.heads} * by.q.head_dim,
+                 "{} outputs for {} and 2 x {} heads of {}", by.linear.w.outputs, by.q.heads, by.k.heads,
+                 by.q.head_dim);
+    launch_skinny_cache(skinny_product(x, by.linear),
+                        {.cos = rotate.cos,
+                         .sin = rotate.sin,
+                         .positions = rotate.positions,
+                         .to = slots,
+                         .q_heads = rotate.q_heads,
+                         .kv_heads = rotate.k_heads,
+                         .head_dim = rotate.head_dim},
+                        stream_);
+  } else {
+    norm_and_linear(x, by.linear, by.qkv);
+    launch_rotate_to_cache({.rotate = rotate,
+                            .v = bf16(by.v),
+                            .v_head_stride = by.v.head_stride,
+                            .v_token_stride = by.v.token_stride,
+                            .to = slots},
+                           stream_);
+  }
+  decode_.attend_layer(info, communicator, out);
 }
 
 void CudaOps::all_reduce(const TensorView& x, Communicator& communicator) {

@@ -125,18 +125,22 @@ void Transformer::reserve(std::int64_t tokens, std::int64_t positions, std::int6
   take(position_buffer_, 1, most, DType::kI32);
 }
 
-void Transformer::project_qkv(const TensorView& x, int layer, const TensorView& positions,
-                              const TensorView& qkv) {
+QkvProjection Transformer::qkv_projection(int layer, const TensorView& positions, const TensorView& qkv) {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
-  const TensorView normed = take(normed_, x.shape[0], config_.hidden);
-  ops_.rms_norm(x, w.input_norm.view(), config_.rms_eps, normed);
-  ops_.linear(normed, w.qkv, false, qkv);
   const bool norms = w.q_norm.data() != nullptr;
-  ops_.norm_and_rotate(heads_of(qkv, 0, shard_.q_heads), heads_of(qkv, shard_.q_heads, shard_.kv_heads),
-                       {.q_weight = norms ? &w.q_norm.view() : nullptr,
-                        .k_weight = norms ? &w.k_norm.view() : nullptr,
-                        .eps = config_.rms_eps},
-                       rope_of(layer), positions);
+  return {.linear = {.norm = w.input_norm.view(),
+                     .eps = config_.rms_eps,
+                     .w = w.qkv,
+                     .normed = take(normed_, qkv.shape[0], config_.hidden)},
+          .qkv = qkv,
+          .q = heads_of(qkv, 0, shard_.q_heads),
+          .k = heads_of(qkv, shard_.q_heads, shard_.kv_heads),
+          .v = heads_of(qkv, shard_.q_heads + shard_.kv_heads, shard_.kv_heads),
+          .norms = {.q_weight = norms ? &w.q_norm.view() : nullptr,
+                    .k_weight = norms ? &w.k_norm.view() : nullptr,
+                    .eps = config_.rms_eps},
+          .rope = rope_of(layer),
+          .positions = positions};
 }
 
 void Transformer::add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
@@ -161,20 +165,23 @@ void Transformer::finish_attention(const TensorView& attention, int layer, const
 void Transformer::run_mlp(int layer, const TensorView& x) {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   const std::int64_t rows = x.shape[0];
-  const TensorView normed = take(normed_, rows, config_.hidden);
-  const TensorView gate_up = take(gate_up_, rows, 2 * shard_.mlp),
-                   activated = take(activated_, rows, shard_.mlp);
-  ops_.rms_norm(x, w.mlp_norm.view(), config_.rms_eps, normed);
-  ops_.linear(normed, w.gate_up, false, gate_up);
-  ops_.gated_activation(gate_up, config_.activation, activated);
+  const NormedLinear by{.norm = w.mlp_norm.view(),
+                        .eps = config_.rms_eps,
+                        .w = w.gate_up,
+                        .normed = take(normed_, rows, config_.hidden)};
+  const TensorView activated = take(activated_, rows, shard_.mlp);
+  ops_.norm_and_gated_linear(x, by, config_.activation, take(gate_up_, rows, 2 * shard_.mlp), activated);
   add_to_residual(activated, w.down, w.post_mlp_norm, x);
 }
 
 void Transformer::compute_logits(const TensorView& x) {
-  const TensorView normed = take(normed_, x.shape[0], config_.hidden);
-  ops_.rms_norm(x, weights_.final_norm.view(), config_.rms_eps, normed);
   logits_view_ = take(logits_, x.shape[0], shard_.vocab, DType::kF32);
-  ops_.linear_f32(normed, weights_.head, config_.logit_softcap, logits_view_);
+  ops_.norm_and_linear_f32(x,
+                           {.norm = weights_.final_norm.view(),
+                            .eps = config_.rms_eps,
+                            .w = weights_.head,
+                            .normed = take(normed_, x.shape[0], config_.hidden)},
+                           config_.logit_softcap, logits_view_);
 }
 
 void Transformer::run_attention(int layer, const PrefillInput& input, const PrefillSelector* selector,
@@ -219,7 +226,10 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
   for (int layer = 0; layer < config_.layers; ++layer) {
     if (calls.between_layers) calls.between_layers();
     for_chunks([&](std::int64_t at, std::int64_t count) {
-      project_qkv(rows_of(x, at, count), layer, indices_of(positions, at, count), rows_of(qkv, at, count));
+      const QkvProjection by =
+          qkv_projection(layer, indices_of(positions, at, count), rows_of(qkv, at, count));
+      ops_.norm_and_linear(rows_of(x, at, count), by.linear, by.qkv);
+      ops_.norm_and_rotate(by.q, by.k, by.norms, by.rope, by.positions);
     });
     const PrefillInput input{.q = heads_of(qkv, 0, shard_.q_heads),
                              .k = heads_of(qkv, shard_.q_heads, shard_.kv_heads),
@@ -290,10 +300,8 @@ void Transformer::decode_layers(const TensorView& ids, const TensorView& positio
   ops_.embed(weights_.embedding, ids, config_.embedding_scale, x);
   if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
   for (int layer = 0; layer < config_.layers; ++layer) {
-    project_qkv(x, layer, positions, qkv);
-    ops_.decode_layer(heads_of(qkv, 0, shard_.q_heads), heads_of(qkv, shard_.q_heads, shard_.kv_heads),
-                      heads_of(qkv, shard_.q_heads + shard_.kv_heads, shard_.kv_heads), layer_info(layer),
-                      communicator_, heads_of(attention, 0, shard_.q_heads));
+    ops_.project_and_decode_layer(x, qkv_projection(layer, positions, qkv), layer_info(layer), communicator_,
+                                  heads_of(attention, 0, shard_.q_heads));
     finish_attention(attention, layer, x);
     run_mlp(layer, x);
   }

@@ -76,7 +76,7 @@ class Transformer {
     return sliding(layer) && separate_local_rope_ ? local_rope_ : rope_;
   }
 
-  void project_qkv(const TensorView& x, int layer, const TensorView& positions, const TensorView& qkv);
+  QkvProjection qkv_projection(int layer, const TensorView& positions, const TensorView& qkv);
   TensorView upload_indices(Scratch& scratch, std::span<const std::int32_t> values);
   void run_attention(int layer, const PrefillInput& input, const PrefillSelector* selector,
                      const TensorView& attention, const PrefillCalls& calls, AttentionCounts& counts_sparse,

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 #include "model/cuda/kernels.h"
 
 namespace lacuna {
@@ -31,6 +32,8 @@ __device__ inline unsigned long long largest_of_warp(unsigned long long key) {
 }
 
 __global__ void argmax_pieces_kernel(ArgmaxArgs args) {
+  let_next_start();
+  wait_for_previous();
   __shared__ unsigned long long best[kThreads / 32];
   const auto pieces = static_cast<std::int64_t>(gridDim.x);
   const std::int64_t piece = (args.columns + pieces - 1) / pieces;
@@ -48,6 +51,8 @@ __global__ void argmax_pieces_kernel(ArgmaxArgs args) {
 }
 
 __global__ void argmax_rows_kernel(ArgmaxArgs args, int pieces) {
+  let_next_start();
+  wait_for_previous();
   const unsigned long long* partial = args.partial + static_cast<std::int64_t>(blockIdx.x) * pieces;
   unsigned long long key = 0;
   for (int i = static_cast<int>(threadIdx.x); i < pieces; i += 32) key = larger(key, partial[i]);
@@ -75,10 +80,8 @@ void launch_argmax(const ArgmaxArgs& args, cudaStream_t stream) {
   if (args.n == 0) return;
   const int pieces = argmax_partials(args.columns);
   const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>(args.n));
-  argmax_pieces_kernel<<<grid, kThreads, 0, stream>>>(args);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-  argmax_rows_kernel<<<static_cast<unsigned>(args.n), 32, 0, stream>>>(args, pieces);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(argmax_pieces_kernel, grid, kThreads, 0, stream, args);
+  launch_dependent(argmax_rows_kernel, static_cast<unsigned>(args.n), 32, 0, stream, args, pieces);
 }
 
 }  // namespace lacuna

@@ -128,21 +128,41 @@ void CudaDecodeStep::Impl::attend(const Group* group, const LayerInfo& info, voi
   clean_counters_ = counters;  // what lies behind was written to
 }
 
+NewestSlots CudaDecodeStep::Impl::newest_slots(const LayerInfo& info) const {
+  return {.heads = heads_of(info, 0),
+          .pool = static_cast<__nv_bfloat16*>(pool_.base),
+          .page_elements = pool_.page_elements,
+          .q = packed_q_.as<__nv_bfloat16>()};
+}
+
 void CudaDecodeStep::Impl::decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v,
                                         const LayerInfo& info, Communicator& communicator,
                                         const HeadsView& out) {
   LACUNA_CHECK(q.tokens == std::ssize(rows_), "{} rows, the step has {}", q.tokens, rows_.size());
+  launch_rotate_to_cache({.rotate = {.q = static_cast<__nv_bfloat16*>(q.data),
+                                     .k = static_cast<__nv_bfloat16*>(k.data),
+                                     .q_head_stride = q.head_stride,
+                                     .q_token_stride = q.token_stride,
+                                     .k_head_stride = k.head_stride,
+                                     .k_token_stride = k.token_stride,
+                                     .q_heads = q.heads,
+                                     .k_heads = k.heads,
+                                     .tokens = q.tokens,
+                                     .head_dim = q.head_dim},
+                          .v = static_cast<const __nv_bfloat16*>(v.data),
+                          .v_head_stride = v.head_stride,
+                          .v_token_stride = v.token_stride,
+                          .to = newest_slots(info)},
+                         stream_);
+  attend_layer(info, communicator, out);
+}
+
+void CudaDecodeStep::Impl::attend_layer(const LayerInfo& info, Communicator& communicator,
+                                        const HeadsView& out) {
+  LACUNA_CHECK(out.tokens == std::ssize(rows_), "{} rows, the step has {}", out.tokens, rows_.size());
   LACUNA_CHECK(
       out.token_stride == std::int64_t{info.q_heads} * info.head_dim && out.head_stride == info.head_dim,
       "the output of a decode step must be packed, its token stride is {}", out.token_stride);
-  append_rows({.q = q,
-               .k = k,
-               .v = v,
-               .heads = heads_of(info, 0),
-               .pool = pool_.base,
-               .page_elements = pool_.page_elements,
-               .packed_q = packed_q_.data()},
-              stream_);
   if (info.window > 0) return attend(nullptr, info, out.data);
   for (const Group& group : groups_) {
     if (group.selector != nullptr) choose(group, info, communicator);
@@ -169,6 +189,10 @@ void CudaDecodeStep::run_step(bool capturable, const std::function<void()>& body
 void CudaDecodeStep::decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v,
                                   const LayerInfo& info, Communicator& communicator, const HeadsView& out) {
   impl_->decode_layer(q, k, v, info, communicator, out);
+}
+NewestSlots CudaDecodeStep::newest_slots(const LayerInfo& info) const { return impl_->newest_slots(info); }
+void CudaDecodeStep::attend_layer(const LayerInfo& info, Communicator& communicator, const HeadsView& out) {
+  impl_->attend_layer(info, communicator, out);
 }
 void CudaDecodeStep::forget_graphs() { impl_->forget_graphs(); }
 std::size_t CudaDecodeStep::bytes() const { return impl_->bytes(); }

@@ -9,6 +9,7 @@
 
 #include "attention/cuda/context.h"
 #include "attention/cuda/decode_methods.h"
+#include "model/cuda/kernels.h"
 #include "model/ops.h"
 
 namespace lacuna {
@@ -25,6 +26,10 @@ class CudaDecodeStep {
   void run_step(bool capturable, const std::function<void()>& body);
   void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
                     Communicator& communicator, const HeadsView& out);
+  /// decode_layer in two parts: the rotated q and the rows of k and v go here, ...
+  NewestSlots newest_slots(const LayerInfo& info) const;
+  /// ... then this chooses and computes out.
+  void attend_layer(const LayerInfo& info, Communicator& communicator, const HeadsView& out);
   /// Captured graphs hold addresses: to be called whenever memory they use may have moved.
   void forget_graphs();
   /// Bytes of device memory held for tables, states and lists.

@@ -48,6 +48,8 @@ class CudaDecodeStep::Impl {
   void run_step(bool capturable, const std::function<void()>& body);
   void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
                     Communicator& communicator, const HeadsView& out);
+  NewestSlots newest_slots(const LayerInfo& info) const;
+  void attend_layer(const LayerInfo& info, Communicator& communicator, const HeadsView& out);
   void forget_graphs();
   std::size_t bytes() const;
   ~Impl() { forget_graphs(); }

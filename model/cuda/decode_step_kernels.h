@@ -14,17 +14,6 @@ struct TableUpdate {
 };
 void apply_table_updates(const TableUpdate* updates, std::int64_t count, cudaStream_t stream);
 
-/// Row i of k and v into the newest slot of heads[i, :] (nothing for heads without tokens), and q packed to
-/// [rows, q_heads, head_dim].
-struct AppendRows {
-  HeadsView q, k, v;                       ///< bfloat16, tokens = rows
-  const DevicePagedHead* heads = nullptr;  ///< device, [rows, kv_heads]
-  void* pool = nullptr;
-  std::int64_t page_elements = 0;
-  void* packed_q = nullptr;
-};
-void append_rows(const AppendRows& append, cudaStream_t stream);
-
 /// What one row executed under page lists.
 struct DecodeCounters {
   unsigned long long visited_cells;   ///< (query head, key) pairs

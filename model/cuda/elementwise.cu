@@ -1,5 +1,6 @@
 // Embedding, gated activation, residual sum, logits: one thread for eight elements.
 #include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 #include "model/cuda/kernels.h"
 #include "model/cuda/vector.cuh"
 
@@ -10,6 +11,8 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void embed_kernel(EmbedArgs args) {
+  let_next_start();
+  wait_for_previous();
   const auto i = static_cast<std::int64_t>(blockIdx.x);
   const std::int64_t row = args.ids[i] - args.first_row;
   auto* out = reinterpret_cast<uint4*>(args.out + i * args.hidden);
@@ -31,19 +34,10 @@ __global__ void embed_kernel(EmbedArgs args) {
   }
 }
 
-/// g times a sigmoid: of g for SiLU, of 2u for GELU by tanh, since (1 + tanh u) / 2 = sigmoid(2u).
-template <bool kGelu>
-__device__ inline float activate(float g) {
-  if (kGelu) {
-    constexpr float kTwiceRootTwoOverPi = 1.5957691216057308f;
-    const float twice_u = kTwiceRootTwoOverPi * (g + 0.044715f * g * g * g);
-    return g / (1.0f + expf(-twice_u));
-  }
-  return g / (1.0f + expf(-g));
-}
-
 template <bool kGelu>
 __global__ void gated_activation_kernel(const __nv_bfloat16* gate_up, std::int64_t m, __nv_bfloat16* out) {
+  let_next_start();
+  wait_for_previous();
   const auto row = static_cast<std::int64_t>(blockIdx.x);
   const std::int64_t c = (static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kVector;
   if (c >= m) return;
@@ -57,6 +51,8 @@ __global__ void gated_activation_kernel(const __nv_bfloat16* gate_up, std::int64
 }
 
 __global__ void add_kernel(const __nv_bfloat16* x, __nv_bfloat16* y, std::int64_t count) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVector;
   if (i + kVector <= count) {
     float a[kVector], b[kVector];
@@ -72,6 +68,8 @@ __global__ void add_kernel(const __nv_bfloat16* x, __nv_bfloat16* y, std::int64_
 }
 
 __global__ void finish_logits_kernel(float* y, const __nv_bfloat16* bias, float cap, std::int64_t columns) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
   if (c >= columns) return;
   float* at = y + static_cast<std::int64_t>(blockIdx.x) * columns + c;
@@ -81,11 +79,15 @@ __global__ void finish_logits_kernel(float* y, const __nv_bfloat16* bias, float 
 }
 
 __global__ void to_float_kernel(const __nv_bfloat16* from, float* to, std::int64_t count) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) to[i] = __bfloat162float(from[i]);
 }
 
 __global__ void to_bfloat16_kernel(const float* from, __nv_bfloat16* to, std::int64_t count) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) to[i] = __float2bfloat16_rn(from[i]);
 }
@@ -96,8 +98,7 @@ unsigned blocks_for(std::int64_t items) { return static_cast<unsigned>((items + 
 
 void launch_embed(const EmbedArgs& args, cudaStream_t stream) {
   if (args.n == 0) return;
-  embed_kernel<<<static_cast<unsigned>(args.n), kThreads, 0, stream>>>(args);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(embed_kernel, static_cast<unsigned>(args.n), kThreads, 0, stream, args);
 }
 
 void launch_gated_activation(const __nv_bfloat16* gate_up, bool gelu, std::int64_t n, std::int64_t m,
@@ -105,37 +106,32 @@ void launch_gated_activation(const __nv_bfloat16* gate_up, bool gelu, std::int64
   if (n == 0) return;
   const dim3 grid(static_cast<unsigned>(n), blocks_for(m / kVector));
   if (gelu) {
-    gated_activation_kernel<true><<<grid, kThreads, 0, stream>>>(gate_up, m, out);
+    launch_dependent(gated_activation_kernel<true>, grid, kThreads, 0, stream, gate_up, m, out);
   } else {
-    gated_activation_kernel<false><<<grid, kThreads, 0, stream>>>(gate_up, m, out);
+    launch_dependent(gated_activation_kernel<false>, grid, kThreads, 0, stream, gate_up, m, out);
   }
-  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 void launch_add(const __nv_bfloat16* x, __nv_bfloat16* y, std::int64_t count, cudaStream_t stream) {
   if (count == 0) return;
-  add_kernel<<<blocks_for((count + kVector - 1) / kVector), kThreads, 0, stream>>>(x, y, count);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(add_kernel, blocks_for((count + kVector - 1) / kVector), kThreads, 0, stream, x, y, count);
 }
 
 void launch_finish_logits(float* y, const __nv_bfloat16* bias, float cap, std::int64_t n,
                           std::int64_t columns, cudaStream_t stream) {
   if (n == 0 || (bias == nullptr && cap <= 0.0f)) return;
   const dim3 grid(static_cast<unsigned>(n), blocks_for(columns));
-  finish_logits_kernel<<<grid, kThreads, 0, stream>>>(y, bias, cap, columns);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(finish_logits_kernel, grid, kThreads, 0, stream, y, bias, cap, columns);
 }
 
 void launch_to_float(const __nv_bfloat16* from, float* to, std::int64_t count, cudaStream_t stream) {
   if (count == 0) return;
-  to_float_kernel<<<blocks_for(count), kThreads, 0, stream>>>(from, to, count);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(to_float_kernel, blocks_for(count), kThreads, 0, stream, from, to, count);
 }
 
 void launch_to_bfloat16(const float* from, __nv_bfloat16* to, std::int64_t count, cudaStream_t stream) {
   if (count == 0) return;
-  to_bfloat16_kernel<<<blocks_for(count), kThreads, 0, stream>>>(from, to, count);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(to_bfloat16_kernel, blocks_for(count), kThreads, 0, stream, from, to, count);
 }
 
 }  // namespace lacuna

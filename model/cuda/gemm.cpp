@@ -82,13 +82,10 @@ class GemmRunner::Impl {
     launch_skinny({.x = static_cast<const __nv_bfloat16*>(call.x),
                    .w = static_cast<const __nv_bfloat16*>(call.w),
                    .bias = static_cast<const __nv_bfloat16*>(call.bias),
-                   .y = call.y,
                    .rows = static_cast<int>(call.rows),
                    .inputs = static_cast<int>(call.inputs),
-                   .outputs = call.outputs,
-                   .accumulate = call.accumulate,
-                   .float_output = call.float_output},
-                  stream_);
+                   .outputs = call.outputs},
+                  {.y = call.y, .accumulate = call.accumulate, .float_output = call.float_output}, stream_);
   }
 
   const Plan& plan_of(const GemmCall& call) {

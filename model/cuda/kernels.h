@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "attention/cuda/attention_cuda.h"
 #include "core/cuda.h"
 
 namespace lacuna {
@@ -66,6 +67,24 @@ struct RotateArgs {
   const std::int32_t* positions = nullptr;  ///< [tokens]
 };
 void launch_norm_and_rotate(const RotateArgs& args, cudaStream_t stream);
+
+/// Where a decode step's new rows go: q to q [rows, q_heads, head_dim], k and v into the newest slot of heads
+/// [rows, kv_heads] (nowhere for heads without tokens).
+struct NewestSlots {
+  const DevicePagedHead* heads = nullptr;
+  __nv_bfloat16* pool = nullptr;
+  std::int64_t page_elements = 0;
+  __nv_bfloat16* q = nullptr;
+};
+/// Norms and rotates as launch_norm_and_rotate does (without cos: no rotation), to `to` instead of in place,
+/// and v, which has k's heads and strides of its own, as it is.
+struct RotateToCacheArgs {
+  RotateArgs rotate;
+  const __nv_bfloat16* v = nullptr;
+  std::int64_t v_head_stride = 0, v_token_stride = 0;
+  NewestSlots to;
+};
+void launch_rotate_to_cache(const RotateToCacheArgs& args, cudaStream_t stream);
 
 struct ArgmaxResult {
   float value;

@@ -1,6 +1,8 @@
 // RMS norm of rows, and of heads together with their rotation.
 #include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 #include "model/cuda/kernels.h"
+#include "model/cuda/newest_slot.cuh"
 #include "model/cuda/vector.cuh"
 
 namespace lacuna {
@@ -24,6 +26,8 @@ __device__ inline float sum_of_block(float x) {
 /// length, read twice.
 template <int kVectors>
 __global__ void __launch_bounds__(kMostThreads) rms_norm_kernel(RmsNormArgs args) {
+  let_next_start();
+  wait_for_previous();
   const auto row = static_cast<std::int64_t>(blockIdx.x);
   const auto* x = reinterpret_cast<const uint4*>(args.x + row * args.d);
   auto* out = reinterpret_cast<uint4*>(args.out + row * args.d);
@@ -72,24 +76,32 @@ inline constexpr int kLanesPerHead = kHeadDim == 64    ? 4
                                      : kHeadDim == 256 ? 16
                                                        : 8;
 
-template <int kHeadDim>
-__global__ void norm_and_rotate_kernel(RotateArgs args) {
+/// kCache: to args.to instead of in place, and v's heads behind those of k.
+template <int kHeadDim, bool kCache>
+__global__ void norm_and_rotate_kernel(const __grid_constant__ RotateToCacheArgs all) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kLanes = kLanesPerHead<kHeadDim>, kHalf = kHeadDim / 2;
+  const RotateArgs& args = all.rotate;
   const std::int64_t flat = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const std::int64_t item = flat / kLanes;
   const int channel = static_cast<int>(flat % kLanes) * kVector;
-  const int heads = args.q_heads + args.k_heads;
+  const int heads = args.q_heads + args.k_heads * (kCache ? 2 : 1);
   const std::int64_t token = item / heads;
   const int head = static_cast<int>(item - token * heads);
   const bool live = token < args.tokens && channel < kHalf;
-  const bool is_q = head < args.q_heads;
+  const bool is_q = head < args.q_heads, is_v = head >= args.q_heads + args.k_heads;
   __nv_bfloat16* row =
       is_q ? args.q + head * args.q_head_stride + token * args.q_token_stride
            : args.k + (head - args.q_heads) * args.k_head_stride + token * args.k_token_stride;
+  const __nv_bfloat16* from =
+      is_v ? all.v + (head - args.q_heads - args.k_heads) * all.v_head_stride + token * all.v_token_stride
+           : row;
+  if (kCache && live) row = newest_row(all.to, token, head, args.q_heads, args.k_heads, kHeadDim);
   float a[kVector] = {}, b[kVector] = {};
   if (live) {
-    unpack(*reinterpret_cast<const uint4*>(row + channel), a);
-    unpack(*reinterpret_cast<const uint4*>(row + channel + kHalf), b);
+    unpack(*reinterpret_cast<const uint4*>(from + channel), a);
+    unpack(*reinterpret_cast<const uint4*>(from + channel + kHalf), b);
   }
   if (args.q_weight != nullptr || args.k_weight != nullptr) {  // every lane takes part in the sum
     float sum = 0.0f;
@@ -97,7 +109,7 @@ __global__ void norm_and_rotate_kernel(RotateArgs args) {
     for (int e = 0; e < kVector; ++e) sum += a[e] * a[e] + b[e] * b[e];
     sum = sum_of_lanes(sum, kLanes);
     const float* weight = is_q ? args.q_weight : args.k_weight;
-    if (live && weight != nullptr) {
+    if (live && weight != nullptr && !is_v) {
       const float scale = 1.0f / sqrtf(sum / static_cast<float>(kHeadDim) + args.eps);
       float wa[kVector], wb[kVector];
       load_floats(weight + channel, wa);
@@ -109,28 +121,48 @@ __global__ void norm_and_rotate_kernel(RotateArgs args) {
       }
     }
   }
-  if (!live) return;
-  const std::int64_t at = static_cast<std::int64_t>(args.positions[token]) * kHalf + channel;
-  float c[kVector], s[kVector];
-  load_floats(args.cos + at, c);
-  load_floats(args.sin + at, s);
+  if (!live || row == nullptr) return;
+  if (!is_v && args.cos != nullptr) {
+    const std::int64_t at = static_cast<std::int64_t>(args.positions[token]) * kHalf + channel;
+    float c[kVector], s[kVector];
+    load_floats(args.cos + at, c);
+    load_floats(args.sin + at, s);
 #pragma unroll
-  for (int e = 0; e < kVector; ++e) {
-    const float x = a[e], y = b[e];
-    a[e] = x * c[e] - y * s[e];
-    b[e] = y * c[e] + x * s[e];
+    for (int e = 0; e < kVector; ++e) {
+      const float x = a[e], y = b[e];
+      a[e] = x * c[e] - y * s[e];
+      b[e] = y * c[e] + x * s[e];
+    }
   }
   *reinterpret_cast<uint4*>(row + channel) = pack(a);
   *reinterpret_cast<uint4*>(row + channel + kHalf) = pack(b);
 }
 
-template <int kHeadDim>
-void launch_rotate(const RotateArgs& args, cudaStream_t stream) {
+template <int kHeadDim, bool kCache>
+void launch_rotate(const RotateToCacheArgs& args, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  const std::int64_t threads = args.tokens * (args.q_heads + args.k_heads) * kLanesPerHead<kHeadDim>;
+  const RotateArgs& rotate = args.rotate;
+  const int heads = rotate.q_heads + rotate.k_heads * (kCache ? 2 : 1);
+  const std::int64_t threads = rotate.tokens * heads * kLanesPerHead<kHeadDim>;
   const auto blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
-  norm_and_rotate_kernel<kHeadDim><<<blocks, kThreads, 0, stream>>>(args);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(norm_and_rotate_kernel<kHeadDim, kCache>, blocks, kThreads, 0, stream, args);
+}
+
+template <bool kCache>
+void launch_rotate_any(const RotateToCacheArgs& args, cudaStream_t stream) {
+  if (args.rotate.tokens == 0) return;
+  switch (args.rotate.head_dim) {
+    case 64:
+      return launch_rotate<64, kCache>(args, stream);
+    case 96:
+      return launch_rotate<96, kCache>(args, stream);
+    case 128:
+      return launch_rotate<128, kCache>(args, stream);
+    case 256:
+      return launch_rotate<256, kCache>(args, stream);
+    default:
+      throw_cuda(cudaErrorInvalidValue, "norm_and_rotate: head_dim is not 64, 96, 128 or 256");
+  }
 }
 
 }  // namespace
@@ -143,31 +175,22 @@ void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
   const int threads = (needed + 31) / 32 * 32;
   const auto rows = static_cast<unsigned>(args.n);
   if (per_thread <= 1) {
-    rms_norm_kernel<1><<<rows, threads, 0, stream>>>(args);
+    launch_dependent(rms_norm_kernel<1>, rows, threads, 0, stream, args);
   } else if (per_thread <= 2) {
-    rms_norm_kernel<2><<<rows, threads, 0, stream>>>(args);
+    launch_dependent(rms_norm_kernel<2>, rows, threads, 0, stream, args);
   } else if (per_thread <= 4) {
-    rms_norm_kernel<4><<<rows, threads, 0, stream>>>(args);
+    launch_dependent(rms_norm_kernel<4>, rows, threads, 0, stream, args);
   } else {
-    rms_norm_kernel<0><<<rows, threads, 0, stream>>>(args);
+    launch_dependent(rms_norm_kernel<0>, rows, threads, 0, stream, args);
   }
-  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 void launch_norm_and_rotate(const RotateArgs& args, cudaStream_t stream) {
-  if (args.tokens == 0) return;
-  switch (args.head_dim) {
-    case 64:
-      return launch_rotate<64>(args, stream);
-    case 96:
-      return launch_rotate<96>(args, stream);
-    case 128:
-      return launch_rotate<128>(args, stream);
-    case 256:
-      return launch_rotate<256>(args, stream);
-    default:
-      throw_cuda(cudaErrorInvalidValue, "norm_and_rotate: head_dim is not 64, 96, 128 or 256");
-  }
+  launch_rotate_any<false>({.rotate = args}, stream);
+}
+
+void launch_rotate_to_cache(const RotateToCacheArgs& args, cudaStream_t stream) {
+  launch_rotate_any<true>(args, stream);
 }
 
 }  // namespace lacuna

@@ -1,4 +1,4 @@
-// Eight bfloat16 at a time, and sums over warps and blocks in a fixed order.
+// Eight bfloat16 at a time, sums over lanes in a fixed order, and the gated activations.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -45,6 +45,17 @@ __device__ inline void load_floats(const float* from, float (&x)[kVector]) {
 __device__ inline float sum_of_lanes(float x, int width) {
   for (int distance = width / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
   return x;
+}
+
+/// g times a sigmoid: of g for SiLU, of 2u for GELU by tanh, since (1 + tanh u) / 2 = sigmoid(2u).
+template <bool kGelu>
+__device__ inline float activate(float g) {
+  if (kGelu) {
+    constexpr float kTwiceRootTwoOverPi = 1.5957691216057308f;
+    const float twice_u = kTwiceRootTwoOverPi * (g + 0.044715f * g * g * g);
+    return g / (1.0f + expf(-twice_u));
+  }
+  return g / (1.0f + expf(-g));
 }
 
 }  // namespace lacuna

@@ -406,6 +406,300 @@ TEST_F(Products, ABatchGivesEachRowTheBitsItGetsAlone) {
   }
 }
 
+/// Products of few rows with what comes before and after them: x and its norm, a bias, and the product in
+/// double precision of what the kernel multiplies, with a bound of its error.
+class FewRows : public ::testing::Test {
+ protected:
+  static constexpr float kEps = 1e-5f;
+  void make(std::int64_t rows, std::int64_t outputs, std::int64_t inputs, bool with_bias) {
+    rows_ = rows, outputs_ = outputs, inputs_ = inputs, with_bias_ = with_bias;
+    x_ = random_bf16(size(rows * inputs), 11, 3);
+    w_ = random_bf16(size(outputs * inputs), 12);
+    bias_ = random_bf16(size(outputs), 13, 2);
+    norm_ = random_floats(inputs, 14);
+    for (float& n : norm_) n = 1.0f + n / 3;
+    device_x_ = DeviceVector<BFloat16>(x_);
+    device_w_ = DeviceVector<BFloat16>(w_);
+    device_bias_ = DeviceVector<BFloat16>(bias_);
+    device_norm_ = DeviceVector<float>(norm_);
+    exact_.assign(size(rows * outputs), 0);
+    bound_ = exact_;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      double squares = 0;
+      for (std::int64_t i = 0; i < inputs; ++i)
+        squares += value(x_, r * inputs + i) * value(x_, r * inputs + i);
+      const double scale = 1 / std::sqrt(squares / static_cast<double>(inputs) + kEps);
+      for (std::int64_t n = 0; n < outputs; ++n) {
+        double sum = 0, terms = 0;
+        for (std::int64_t i = 0; i < inputs; ++i) {
+          const float normed = to_float(x_[size(r * inputs + i)]) * norm_[size(i)];
+          const double product = to_float(to_bfloat16(normed)) * value(w_, n * inputs + i);
+          sum += product;
+          terms += std::abs(product);
+        }
+        const double added = with_bias ? value(bias_, n) : 0;
+        exact_[size(r * outputs + n)] = sum * scale + added;
+        bound_[size(r * outputs + n)] = (terms * scale + std::abs(added)) * 4e-6;
+      }
+    }
+  }
+  /// Rows [first, first + rows) of it.
+  SkinnyProduct product(std::int64_t first, std::int64_t rows) const {
+    return {.x = raw(device_x_) + first * inputs_,
+            .w = raw(device_w_),
+            .bias = with_bias_ ? raw(device_bias_) : nullptr,
+            .norm = device_norm_.data(),
+            .eps = kEps,
+            .rows = static_cast<int>(rows),
+            .inputs = static_cast<int>(inputs_),
+            .outputs = outputs_};
+  }
+  double exact(std::int64_t row, std::int64_t output) const { return exact_[size(row * outputs_ + output)]; }
+  double bound(std::int64_t row, std::int64_t output) const { return bound_[size(row * outputs_ + output)]; }
+
+  std::int64_t rows_ = 0, outputs_ = 0, inputs_ = 0;
+  bool with_bias_ = false;
+  std::vector<BFloat16> x_, w_, bias_;
+  std::vector<float> norm_;
+  DeviceVector<BFloat16> device_x_, device_w_, device_bias_;
+  DeviceVector<float> device_norm_;
+  std::vector<double> exact_, bound_;
+};
+
+TEST_F(FewRows, AreNormedOnTheirWay) {
+  for (const std::int64_t rows : {1, 8, 11, 32}) {
+    for (const std::int64_t inputs : {8, 264, 2056}) {
+      for (const float cap : {0.0f, 3.0f}) {
+        make(rows, 41, inputs, rows % 2 == 1);
+        const DeviceVector<float> y(size(rows * outputs_));
+        launch_skinny(product(0, rows), {.y = y.data(), .float_output = true, .cap = cap}, nullptr);
+        const auto got = y.download();
+        for (std::int64_t r = 0; r < rows; ++r)
+          for (std::int64_t n = 0; n < outputs_; ++n) {
+            const double wanted = cap > 0 ? cap * std::tanh(exact(r, n) / cap) : exact(r, n);
+            ASSERT_NEAR(got[size(r * outputs_ + n)], wanted, bound(r, n) + 1e-6)
+                << rows << " rows, " << inputs << " inputs, cap " << cap << ", row " << r << " column " << n;
+          }
+      }
+    }
+  }
+}
+
+TEST_F(FewRows, AreGated) {
+  for (const std::int64_t rows : {1, 9, 31}) {
+    for (const std::int64_t m : {8, 40, 72}) {
+      for (const bool gelu : {false, true}) {
+        make(rows, 2 * m, 520, rows == 9);
+        const DeviceVector<BFloat16> out(size(rows * m));
+        launch_skinny_gated(product(0, rows), {.out = raw(out), .gelu = gelu}, nullptr);
+        const auto got = out.download();
+        for (std::int64_t r = 0; r < rows; ++r)
+          for (std::int64_t n = 0; n < m; ++n) {
+            const double g = exact(r, n), u = exact(r, m + n);
+            const double inner = std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g);
+            const double activated = gelu ? 0.5 * g * (1 + std::tanh(inner)) : g / (1 + std::exp(-g));
+            const double wanted = activated * u;
+            const double allowed = std::abs(wanted) * (kRounding + 2e-5) + 2 * bound(r, n) * std::abs(u) +
+                                   bound(r, m + n) * std::abs(activated) + 1e-12;
+            ASSERT_NEAR(value(got, r * m + n), wanted, allowed)
+                << (gelu ? "gelu" : "silu") << ", " << rows << " rows, m " << m << ", row " << r << " column "
+                << n;
+          }
+      }
+    }
+  }
+}
+
+TEST_F(FewRows, GetTheBitsTheyGetAlone) {
+  make(32, 96, 1544, true);
+  const auto linear = [&](std::int64_t first, std::int64_t rows) {
+    const DeviceVector<float> y(size(rows * outputs_));
+    launch_skinny(product(first, rows), {.y = y.data(), .float_output = true}, nullptr);
+    return y.download();
+  };
+  const auto gated = [&](std::int64_t first, std::int64_t rows) {
+    const DeviceVector<BFloat16> y(size(rows * outputs_ / 2));
+    launch_skinny_gated(product(first, rows), {.out = raw(y)}, nullptr);
+    return bits(y);
+  };
+  const auto all = linear(0, 32);
+  const auto all_gated = gated(0, 32);
+  for (const std::int64_t batch : {1, 7, 8, 16}) {
+    for (std::int64_t first = 0; first + batch <= 32; first += batch) {
+      const auto part = linear(first, batch);
+      ASSERT_TRUE(std::equal(part.begin(), part.end(), all.begin() + first * outputs_))
+          << "rows " << first << " to " << first + batch;
+      const auto part_gated = gated(first, batch);
+      ASSERT_TRUE(std::equal(part_gated.begin(), part_gated.end(), all_gated.begin() + first * outputs_ / 2))
+          << "gated, rows " << first << " to " << first + batch;
+    }
+  }
+}
+
+/// A step's caches: kv heads with 0, 1, a page's end, a page's begin and more tokens, on pages in no order.
+struct NewestRows {
+  static constexpr int kQHeads = 5, kKvHeads = 2;
+  NewestRows(std::int64_t rows, int head_dim)
+      : d(head_dim), page_elements(2 * kPageTokens * head_dim + 24), q(size(rows * kQHeads * head_dim)) {
+    constexpr std::int64_t kTokens[] = {1, 16, 17, 0, 40, 33, 32};
+    std::vector<DevicePagedHead> on_device;
+    for (std::int64_t i = 0; i < rows * kKvHeads; ++i) {
+      tokens.push_back(kTokens[size(i) % std::size(kTokens)]);
+      for (std::int64_t p = 0; p < kPages; ++p)
+        ids.push_back(static_cast<std::int32_t>((i * kPages + p) * 7 % (rows * kKvHeads * kPages)));
+    }
+    device_ids = DeviceVector<std::int32_t>(ids);
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      on_device.push_back({.page_ids = device_ids.data() + i * size(kPages), .tokens = tokens[i]});
+    heads = DeviceVector<DevicePagedHead>(on_device);
+    BFloat16 untouched;
+    untouched.bits = kUntouched;
+    pool = DeviceVector<BFloat16>(
+        std::vector<BFloat16>(size(rows * kKvHeads * kPages * page_elements), untouched));
+  }
+  NewestSlots slots() const {
+    return {.heads = heads.data(), .pool = raw(pool), .page_elements = page_elements, .q = raw(q)};
+  }
+  /// Element c of the newest row of `head` (q's, then k's, then v's), or -1.
+  std::int64_t pool_at(std::int64_t row, int head, int c) const {
+    const bool is_v = head >= kQHeads + kKvHeads;
+    const std::size_t cached = size(row * kKvHeads + head - kQHeads - (is_v ? kKvHeads : 0));
+    if (tokens[cached] == 0) return -1;
+    const std::int64_t slot = tokens[cached] - 1,
+                       page = ids[cached * size(kPages) + size(slot / kPageTokens)];
+    return page * page_elements + ((is_v ? kPageTokens : 0) + slot % kPageTokens) * d + c;
+  }
+  /// Compares all of q and of the pool.
+  template <class Wanted, class Allowed>
+  void check(std::int64_t rows, const Wanted& wanted, const Allowed& allowed) const {
+    const auto got_q = q.download(), got = pool.download();
+    std::size_t written = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (int h = 0; h < kQHeads + 2 * kKvHeads; ++h) {
+        for (int c = 0; c < d; ++c) {
+          const std::int64_t at = h < kQHeads ? (r * kQHeads + h) * d + c : pool_at(r, h, c);
+          if (at < 0) continue;
+          written += h < kQHeads ? 0 : 1;
+          ASSERT_NEAR(value(h < kQHeads ? got_q : got, at), wanted(r, h, c), allowed(r, h, c))
+              << rows << " rows, head_dim " << d << ", row " << r << " head " << h << " channel " << c;
+        }
+      }
+    }
+    const auto untouched =
+        std::count_if(got.begin(), got.end(), [](BFloat16 x) { return x.bits == kUntouched; });
+    EXPECT_EQ(size(untouched), got.size() - written);
+  }
+
+  static constexpr std::int64_t kPages = 3;
+  int d;
+  std::int64_t page_elements;
+  std::vector<std::int64_t> tokens;
+  std::vector<std::int32_t> ids;
+  DeviceVector<std::int32_t> device_ids;
+  DeviceVector<DevicePagedHead> heads;
+  DeviceVector<BFloat16> pool, q;
+};
+
+TEST_F(FewRows, AreRotatedIntoTheCache) {
+  constexpr std::int64_t kPositions = 40;
+  constexpr int kHeads = NewestRows::kQHeads + NewestRows::kKvHeads;
+  for (const std::int64_t rows : {1, 10, 29}) {
+    for (const int d : {64, 96, 128, 256}) {
+      const int half = d / 2;
+      make(rows, std::int64_t{kHeads + NewestRows::kKvHeads} * d, 72, rows == 10);
+      const auto cos = random_floats(kPositions * half, 5), sin = random_floats(kPositions * half, 6);
+      std::vector<std::int32_t> positions;
+      for (std::int64_t r = 0; r < rows; ++r)
+        positions.push_back(static_cast<std::int32_t>(r * 13 % kPositions));
+      const DeviceVector<float> dcos(cos), dsin(sin);
+      const DeviceVector<std::int32_t> dpositions(positions);
+      const NewestRows newest(rows, d);
+      launch_skinny_cache(product(0, rows),
+                          {.cos = dcos.data(),
+                           .sin = dsin.data(),
+                           .positions = dpositions.data(),
+                           .to = newest.slots(),
+                           .q_heads = NewestRows::kQHeads,
+                           .kv_heads = NewestRows::kKvHeads,
+                           .head_dim = d},
+                          nullptr);
+      // cos and sin of the channel, and the head's own column and its partner's.
+      struct Turn {
+        double cos, sin;
+        std::int64_t own, other;
+      };
+      const auto turn = [&](std::int64_t r, int h, int c) {
+        const auto at = size(positions[size(r)] * half + c % half);
+        const std::int64_t own = std::int64_t{h} * d + c;
+        if (h >= kHeads) return Turn{1, 0, own, own};
+        return Turn{cos[at], c < half ? -sin[at] : sin[at], own, c < half ? own + half : own - half};
+      };
+      newest.check(
+          rows,
+          [&](std::int64_t r, int h, int c) {
+            const Turn t = turn(r, h, c);
+            return exact(r, t.own) * t.cos + exact(r, t.other) * t.sin;
+          },
+          [&](std::int64_t r, int h, int c) {
+            const Turn t = turn(r, h, c);
+            const double own = exact(r, t.own) * t.cos, other = exact(r, t.other) * t.sin;
+            return std::abs(own + other) * kRounding + (std::abs(own) + std::abs(other)) * 1e-6 +
+                   bound(r, t.own) * std::abs(t.cos) + bound(r, t.other) * std::abs(t.sin) + 1e-12;
+          });
+    }
+  }
+}
+
+TEST(CudaKernels, NormedHeadsGoToTheCacheAsTheyGoInPlace) {
+  constexpr std::int64_t kRows = 9, kPositions = 40;
+  constexpr int kQ = NewestRows::kQHeads, kKv = NewestRows::kKvHeads;
+  for (const int d : {64, 96, 128, 256}) {
+    for (const bool norms : {false, true}) {
+      for (const bool rotates : {false, true}) {
+        const std::int64_t stride = (kQ + 2 * kKv) * d;
+        const auto qkv = random_bf16(size(kRows * stride), 3, 2);
+        const DeviceVector<BFloat16> in(qkv), in_place(qkv);
+        const DeviceVector<float> q_weight(random_floats(d, 4)), k_weight(random_floats(d, 5));
+        const DeviceVector<float> cos(random_floats(kPositions * d / 2, 6)),
+            sin(random_floats(kPositions * d / 2, 7));
+        const DeviceVector<std::int32_t> positions(std::vector<std::int32_t>{0, 39, 3, 3, 17, 8, 31, 1, 2});
+        const NewestRows newest(kRows, d);
+        RotateArgs args{.q = raw(in),
+                        .k = raw(in) + kQ * d,
+                        .q_head_stride = d,
+                        .q_token_stride = stride,
+                        .k_head_stride = d,
+                        .k_token_stride = stride,
+                        .q_heads = kQ,
+                        .k_heads = kKv,
+                        .tokens = kRows,
+                        .head_dim = d,
+                        .q_weight = norms ? q_weight.data() : nullptr,
+                        .k_weight = norms ? k_weight.data() : nullptr,
+                        .eps = 1e-5f,
+                        .cos = rotates ? cos.data() : nullptr,
+                        .sin = rotates ? sin.data() : nullptr,
+                        .positions = positions.data()};
+        launch_rotate_to_cache({.rotate = args,
+                                .v = raw(in) + (kQ + kKv) * d,
+                                .v_head_stride = d,
+                                .v_token_stride = stride,
+                                .to = newest.slots()},
+                               nullptr);
+        EXPECT_EQ(bits(in), bits(DeviceVector<BFloat16>(qkv))) << "the input stays";
+        args.q = raw(in_place);
+        args.k = raw(in_place) + kQ * d;
+        launch_norm_and_rotate(args, nullptr);
+        const auto wanted = in_place.download();
+        newest.check(
+            kRows,
+            [&](std::int64_t r, int h, int c) { return value(wanted, r * stride + std::int64_t{h} * d + c); },
+            [](std::int64_t, int, int) { return 0.0; });
+      }
+    }
+  }
+}
+
 class Loading : public ::testing::Test {
  protected:
   CudaStream stream_;
