@@ -10,8 +10,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -70,7 +72,7 @@ struct Join {
 };
 
 /// Joins the team and makes one small sum, so that whatever cannot work says so here.
-void join_team(Join& join, int device, int ranks, int rank, const ncclUniqueId& id) {
+void join_team(Join& join, int device, int max_blocks, int ranks, int rank, const ncclUniqueId& id) {
   ncclComm_t comm = nullptr;
   std::string error;
   const auto cuda = [&](cudaError_t status, const char* what) {
@@ -84,6 +86,7 @@ void join_team(Join& join, int device, int ranks, int rank, const ncclUniqueId& 
   if (error.empty()) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 1;
+    if (max_blocks > 0) config.maxCTAs = max_blocks;
     nccl(ncclCommInitRankConfig(&comm, ranks, id, rank, &config), "joining the team");
   }
   cudaStream_t stream = nullptr;
@@ -106,13 +109,59 @@ void join_team(Join& join, int device, int ranks, int rank, const ncclUniqueId& 
   join.done_changed.notify_all();
 }
 
+/// Calls `leave` (ncclCommAbort or ncclCommDestroy) on a thread of its own; false when it has not returned
+/// after so many seconds. Both wait for the stream, for peers, and for graphs that hold sums.
+bool leave_team(ncclResult_t (*leave)(ncclComm_t), ncclComm_t comm, int device, double limit) {
+  struct State {
+    std::mutex mutex;
+    std::condition_variable done_changed;
+    bool done = false;
+  };
+  const auto state = std::make_shared<State>();
+  std::thread([=] {
+    (void)cudaSetDevice(device);
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // another thread may be capturing
+    (void)cudaThreadExchangeStreamCaptureMode(&mode);
+    (void)leave(comm);
+    const std::lock_guard lock(state->mutex);
+    state->done = true;
+    state->done_changed.notify_all();
+  }).detach();
+  std::unique_lock lock(state->mutex);
+  return state->done_changed.wait_for(lock, seconds(limit), [&] { return state->done; });
+}
+
+/// What a rank has asked of the team so far; equal on all ranks, or they are not adding the same things.
+struct Asked {
+  std::int64_t sums = 0;
+  std::uint64_t hash = 0;
+  void add(std::size_t count, bool captured) {
+    ++sums;
+    hash = (hash ^ (2 * count + (captured ? 1 : 0))) * 0x9e3779b97f4a7c15u;
+    hash ^= hash >> 29;
+  }
+  friend bool operator==(const Asked&, const Asked&) = default;
+};
+
+/// Longer messages go alone: copying them would cost more than the comparison is worth.
+constexpr std::size_t kShortMessage = std::size_t{64} << 10;
+
 }  // namespace
+
+bool nccl_joins_ranks_on_one_gpu() {
+  const char* enabled = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+  int version = 0;
+  return enabled != nullptr && std::string_view(enabled) == "1" && ncclGetVersion(&version) == ncclSuccess &&
+         version >= 23000;
+}
 
 /// The watch thread and the callers share `mutex_` around every call into NCCL.
 class NcclCommunicator::Impl {
  public:
-  Impl(MPI_Comm comm, const NcclOptions& options) : host_(comm), timeout_(options.timeout_seconds) {
+  Impl(MPI_Comm comm, const NcclOptions& options)
+      : host_(comm), timeout_(options.timeout_seconds), max_blocks_(options.max_blocks) {
     LACUNA_REQUIRE(timeout_ > 0, "NCCL: a time-out of {} seconds", timeout_);
+    LACUNA_REQUIRE(max_blocks_ >= 0 && max_blocks_ <= 64, "NCCL: at most {} blocks", max_blocks_);
     LACUNA_CUDA(cudaGetDevice(&device_));
     set_defaults();
     version_ = version_text();
@@ -131,10 +180,10 @@ class NcclCommunicator::Impl {
     if (marker_ != nullptr) (void)cudaEventDestroy(marker_);
     if (comm_ == nullptr) return;
     // While an exception unwinds, peers need not come: leave without them.
-    if (std::uncaught_exceptions() > 0)
-      (void)ncclCommAbort(comm_);
-    else
-      (void)ncclCommDestroy(comm_);
+    const bool unwinding = std::uncaught_exceptions() > 0;
+    if (!leave_team(unwinding ? ncclCommAbort : ncclCommDestroy, comm_, device_, timeout_))
+      log::warning("NCCL: {}: leaving the team did not end within {} s; it is left as it is", name(),
+                   timeout_);
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
@@ -149,18 +198,44 @@ class NcclCommunicator::Impl {
   void all_reduce(void* device, std::size_t count, cudaStream_t stream) {
     check();
     if (count == 0) return;
-    in_call_since_ = Clock::now().time_since_epoch().count();
-    const std::unique_lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     check();
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    LACUNA_CUDA(cudaStreamIsCapturing(stream, &capture));
+    asked_.add(count, capture != cudaStreamCaptureStatusNone);
+    in_call_since_ = Clock::now().time_since_epoch().count();
     const ncclResult_t status = ncclAllReduce(device, device, count, ncclBfloat16, ncclSum, comm_, stream);
     in_call_since_ = 0;
     if (status != ncclSuccess)
       throw_library("NCCL: {}: sum of {} values: {}; the first message of any rank says what began it",
                     name(), count, describe(status));
-    ++sums_;
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    LACUNA_CUDA(cudaStreamIsCapturing(stream, &capture));
     if (capture == cudaStreamCaptureStatusNone) mark(stream);
+  }
+
+  void all_gather(const void* send, void* receive, std::size_t bytes) {
+    check();
+    if (bytes > kShortMessage) return host_.all_gather(send, receive, bytes);
+    const std::size_t block = sizeof(Asked) + bytes, ranks = static_cast<std::size_t>(host_.size());
+    message_.resize((1 + ranks) * block);
+    std::byte *const mine = message_.data(), *const all = mine + block;
+    std::memcpy(mine, &asked_, sizeof(Asked));
+    if (bytes > 0) std::memcpy(mine + sizeof(Asked), send, bytes);
+    host_.all_gather(mine, all, block);
+    std::vector<Asked> asked(ranks);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      std::memcpy(&asked[r], all + r * block, sizeof(Asked));
+      if (bytes > 0)
+        std::memcpy(static_cast<std::byte*>(receive) + r * bytes, all + r * block + sizeof(Asked), bytes);
+    }
+    for (std::size_t r = 1; r < ranks; ++r) {
+      if (asked[r] == asked[0]) continue;
+      throw_library(
+          "NCCL: the ranks of the team do not add the same things: rank 0 asked for {} sums, rank {} for "
+          "{}{}",
+          asked[0].sums, r, asked[r].sums,
+          asked[r].sums == asked[0].sums ? " of other lengths, or captured in a graph on one rank alone"
+                                         : "");
+    }
   }
 
   void graph_launched(cudaStream_t stream) {
@@ -189,8 +264,9 @@ class NcclCommunicator::Impl {
     if (start.error[0] != '\0') throw_library("NCCL: the team's first rank cannot start it: {}", start.error);
 
     const auto state = std::make_shared<Join>();
-    std::thread([state, device = device_, ranks = host_.size(), rank = host_.rank(), id = start.id] {
-      join_team(*state, device, ranks, rank, id);
+    std::thread([state, device = device_, blocks = max_blocks_, ranks = host_.size(), rank = host_.rank(),
+                 id = start.id] {
+      join_team(*state, device, blocks, ranks, rank, id);
     }).detach();
     std::string error;
     {
@@ -214,13 +290,15 @@ class NcclCommunicator::Impl {
       if (first.empty()) continue;
       // Not aborted: a rank still inside the join could be using it. The process ends anyway.
       comm_ = nullptr;
-      // What NCCL says of two ranks on one GPU.
+      // What NCCL says of two ranks on one GPU, before 2.30 and since.
       const bool same_gpu = first.find("Duplicate GPU") != std::string::npos ||
+                            first.find("using the same GPU") != std::string::npos ||
                             first.find("invalid usage") != std::string::npos;
       throw_library("NCCL {}: {}{}", version_, first,
                     same_gpu
                         ? "; this NCCL wants a GPU for each rank: start fewer ranks per node, or let ranks "
-                          "share a GPU with --share-gpu (sums then go through host memory)"
+                          "share a GPU with --share-gpu (sums then go through host memory, unless "
+                          "NCCL_MULTI_RANK_GPU_ENABLE=1 asks NCCL 2.30 or later for them)"
                         : "; NCCL_DEBUG=INFO shows what NCCL tried");
     }
   }
@@ -231,14 +309,13 @@ class NcclCommunicator::Impl {
     throw_library("{}", failure_);
   }
 
-  /// Puts a marker behind what `stream` holds, unless one is under way already: hangs show as a marker that
-  /// is never reached. Under mutex_.
+  /// Puts the marker behind all that `stream` holds: a hang shows as a marker that is not reached. Every
+  /// time, so that nothing stands behind it; who waits for a hanging stream moves it no more. Under mutex_.
   void mark(cudaStream_t stream) {
-    if (marked_) return;
     LACUNA_CUDA(cudaEventRecord(marker_, stream));
     marked_ = true;
     marked_at_ = Clock::now();
-    marked_sum_ = sums_;
+    marked_sum_ = asked_.sums;
   }
 
   void fail(const std::string& what) {
@@ -269,51 +346,70 @@ class NcclCommunicator::Impl {
   }
 
   void look() {
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) {
-      // A caller is inside NCCL. That takes microseconds; if it does not come back, nothing of this process
-      // can be saved, and its end is what ends the others.
-      const auto since = in_call_since_.load();
-      if (since != 0 && Clock::now().time_since_epoch().count() - since > seconds(2 * timeout_).count()) {
-        log::error("NCCL: {}: a call into NCCL did not return within {} s; giving up", name(), 2 * timeout_);
-        std::_Exit(1);
+    {
+      const std::unique_lock lock(mutex_, std::try_to_lock);
+      if (!lock.owns_lock()) {
+        // A caller is inside NCCL. That takes microseconds; if it does not come back, nothing of this process
+        // can be saved, and its end is what ends the others.
+        const auto since = in_call_since_.load();
+        if (since != 0 && Clock::now().time_since_epoch().count() - since > seconds(2 * timeout_).count()) {
+          log::error("NCCL: {}: a call into NCCL did not return within {} s; giving up", name(),
+                     2 * timeout_);
+          std::_Exit(1);
+        }
+        return;
       }
+      if (failed_) return;
+      const std::string what = trouble();
+      if (what.empty()) return;
+      fail(what);
+    }
+    // No caller touches NCCL any more. Ending the kernels that wait for a peer wakes a caller who waits for
+    // the device. Not under the mutex: the abort waits for graphs that hold sums, and who owns them must be
+    // able to come, throw and destroy them.
+    if (leave_team(ncclCommAbort, comm_, device_, timeout_ + kAbortSeconds)) {
+      comm_ = nullptr;
       return;
     }
-    if (failed_) return;
-    ncclResult_t state = ncclSuccess;
-    if (ncclCommGetAsyncError(comm_, &state) != ncclSuccess ||
-        (state != ncclSuccess && state != ncclInProgress))
-      return give_up(fmt::format("asynchronous error: {}", describe(state)));
-    if (!marked_) return;
-    const cudaError_t status = cudaEventQuery(marker_);
-    if (status == cudaErrorNotReady) {
-      if (Clock::now() - marked_at_ > seconds(timeout_))
-        give_up(fmt::format("sum {} or what stands before it on the GPU has not ended within {} s",
-                            marked_sum_, timeout_));
-      return;
-    }
-    marked_ = false;  // a CUDA error surfaces where the caller synchronises
+    log::error("NCCL: {}: what hangs could not be aborted within {} s; giving up", name(),
+               timeout_ + kAbortSeconds);
+    std::_Exit(1);
   }
 
-  /// Under mutex_: ends the kernels that wait for a peer, so that a caller waiting for the device wakes up.
-  void give_up(const std::string& what) {
-    fail(what);
-    (void)ncclCommAbort(comm_);
-    comm_ = nullptr;
+  /// Under mutex_: what is wrong with the team, or nothing.
+  std::string trouble() {
+    ncclResult_t state = ncclSuccess;
+    if (const ncclResult_t status = ncclCommGetAsyncError(comm_, &state); status != ncclSuccess)
+      state = status;
+    if (state != ncclSuccess && state != ncclInProgress)
+      return fmt::format("asynchronous error: {}", describe(state));
+    if (!marked_) return "";
+    if (cudaEventQuery(marker_) != cudaErrorNotReady) {
+      marked_ = false;  // a CUDA error surfaces where the caller synchronises
+      return "";
+    }
+    if (Clock::now() - marked_at_ <= seconds(timeout_)) return "";
+    return fmt::format("sum {} or what stands before it on the GPU has not ended within {} s", marked_sum_,
+                       timeout_);
   }
 
   MpiCommunicator host_;
+  /// Besides the time-out: for callers to notice, and to give up the graphs that hold sums.
+  static constexpr double kAbortSeconds = 15;
+
   const double timeout_;
+  const int max_blocks_;
   std::string version_;
   int device_ = 0;
   ncclComm_t comm_ = nullptr;  // null once aborted
+  std::vector<std::byte> message_;
 
   std::mutex mutex_;
   cudaEvent_t marker_ = nullptr;
   bool marked_ = false;
   Clock::time_point marked_at_;
-  std::int64_t sums_ = 0, marked_sum_ = 0;
+  std::int64_t marked_sum_ = 0;
+  Asked asked_;  // by the callers' thread, under mutex_
   std::atomic<Clock::rep> in_call_since_ = 0;
 
   std::atomic<bool> failed_ = false;
@@ -336,12 +432,12 @@ void NcclCommunicator::all_reduce_sum(float* data, std::size_t count) {
   impl_->host().all_reduce_sum(data, count);
 }
 void NcclCommunicator::all_gather(const void* send, void* receive, std::size_t bytes) {
-  impl_->host().all_gather(send, receive, bytes);
+  impl_->all_gather(send, receive, bytes);
 }
 void NcclCommunicator::broadcast(void* data, std::size_t bytes, int root) {
   impl_->host().broadcast(data, bytes, root);
 }
-void NcclCommunicator::barrier() { impl_->host().barrier(); }
+void NcclCommunicator::barrier() { impl_->all_gather(nullptr, nullptr, 0); }
 std::string NcclCommunicator::kind() const { return "nccl " + impl_->version(); }
 void NcclCommunicator::all_reduce_bf16(void* device, std::size_t count, cudaStream_t stream) {
   impl_->all_reduce(device, count, stream);

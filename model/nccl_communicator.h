@@ -12,11 +12,24 @@ namespace lacuna {
 struct NcclOptions {
   /// A sum that has not ended after so many seconds, or a team that has not met by then, is given up.
   double timeout_seconds = 120;
+  /// Most thread blocks of a sum; 0: as many as NCCL likes. Ranks on one GPU wait for each other's blocks, so
+  /// there must be room for the blocks of all of them.
+  int max_blocks = 0;
 };
+
+/// True when the NCCL found at run time can join ranks that share a GPU (2.30 and later) and
+/// NCCL_MULTI_RANK_GPU_ENABLE=1 says that it may.
+bool nccl_joins_ranks_on_one_gpu();
 
 /// One rank per GPU, on the device that is current when it is made. Nothing is waited for without end: when a
 /// peer is gone, a thread of this class aborts what hangs on the device, says so, and every later call throws
-/// kLibrary with what happened, on which rank, and what to do.
+/// kLibrary with what happened, on which rank, and what to do. Where even that does not end, so that nobody
+/// is left to throw, the process exits with code 1.
+///
+/// NCCL does not compare what ranks ask for: two ranks that sum different numbers of values hang, or get
+/// wrong values in silence. Every short all_gather and every barrier therefore compares the sums asked for
+/// since the team met (how many, of what lengths, captured or not) and throws kLibrary on all ranks where
+/// they differ.
 ///
 /// The same sums on the same GPUs give the same bits on every run, and every rank holds the same bits: only
 /// the ring algorithm is used (NCCL_ALGO=Ring, unless the environment says otherwise), in which each element

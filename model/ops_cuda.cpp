@@ -615,7 +615,8 @@ void CudaOps::copy_pages_at_once(std::span<const PageCopy> copies, const PoolVie
 
 void CudaOps::run_step(Communicator& communicator, const std::function<void()>& body) {
   auto* device = dynamic_cast<DeviceCommunicator*>(&communicator);
-  decode_.run_step(communicator.size() == 1 || (device != nullptr && device->capturable()), body);
+  decode_.run_step(communicator.size() == 1 || (device != nullptr && device->capturable()), communicator,
+                   body);
   if (communicator.size() > 1 && device != nullptr) device->graph_launched(stream_);
 }
 

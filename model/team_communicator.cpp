@@ -15,8 +15,6 @@
 #include <cuda_runtime_api.h>
 #endif
 #if LACUNA_HAS_NCCL
-#include <nccl.h>
-
 #include "model/nccl_communicator.h"
 #endif
 
@@ -51,6 +49,10 @@ bool ranks_share_gpus(Communicator& team) {
 #endif
 
 #if LACUNA_HAS_NCCL
+/// Of each rank that shares a GPU. NCCL's manual: two ranks per GPU fit as they are; to have more, limit
+/// them.
+constexpr int kSharedGpuBlocks = 4;
+
 NcclOptions nccl_options() {
   NcclOptions options;
   if (const char* text = std::getenv("LACUNA_NCCL_TIMEOUT")) {
@@ -62,14 +64,6 @@ NcclOptions nccl_options() {
                    "LACUNA_NCCL_TIMEOUT='{}': expected seconds, for instance 120", given);
   }
   return options;
-}
-
-/// True when this NCCL can join ranks on one GPU and the user has asked it to.
-bool nccl_shares_gpus() {
-  const char* enabled = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
-  int version = 0;
-  return enabled != nullptr && std::string_view(enabled) == "1" && ncclGetVersion(&version) == ncclSuccess &&
-         version >= 23000;
 }
 #endif
 
@@ -84,7 +78,11 @@ std::unique_ptr<Communicator> make_team_communicator(MPI_Comm comm, Device devic
   if (device == Device::kCuda) {
     const bool shared = ranks_share_gpus(*host);
 #if LACUNA_HAS_NCCL
-    if (!shared || nccl_shares_gpus()) return std::make_unique<NcclCommunicator>(comm, nccl_options());
+    if (!shared || nccl_joins_ranks_on_one_gpu()) {
+      NcclOptions options = nccl_options();
+      if (shared) options.max_blocks = kSharedGpuBlocks;
+      return std::make_unique<NcclCommunicator>(comm, options);
+    }
 #endif
     if (host->rank() == 0)
       log::info("{}: the sums of this team of {} go through host memory",

@@ -42,13 +42,32 @@ std::size_t CudaDecodeStep::Impl::bytes() const {
 // --- Running
 // ------------------------------------------------------------------------------------------------------
 
-void CudaDecodeStep::Impl::run_step(bool capturable, const std::function<void()>& body) {
+bool CudaDecodeStep::Impl::same_on_all_ranks(std::int64_t value, Communicator& team) const {
+  if (team.size() == 1) return true;
+  std::vector<std::int64_t> all(static_cast<std::size_t>(team.size()));
+  team.all_gather(&value, all.data(), sizeof(value));
+  return std::all_of(all.begin(), all.end(), [&](std::int64_t other) { return other == value; });
+}
+
+void CudaDecodeStep::Impl::run_step(bool capturable, Communicator& team, const std::function<void()>& body) {
   clean_counters_ = 0;
   if (!capturable || split_) return body();
   // The first run allocates what a first run allocates; the second one is captured.
   Graph& graph = graphs_[fmt::format("{}|{}", structure_, max_tokens_)];
-  if (graph.seen++ == 0) return body();
+  // A sum over the team is captured on all ranks or on none, and the graphs launched together are those
+  // captured together. Ranks may differ: heads kept with budgets of their own are longer on one rank than on
+  // another.
+  if (!same_on_all_ranks(graph.exec != nullptr ? graph.number : graph.seen ? 0 : -1, team)) {
+    if (graph.exec != nullptr) (void)cudaGraphExecDestroy(graph.exec);
+    graph = {.seen = true};
+    return body();
+  }
+  if (!graph.seen) {
+    graph.seen = true;
+    return body();
+  }
   if (graph.exec == nullptr) {
+    graph.number = ++captures_;
     LACUNA_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     cudaGraph_t captured = nullptr;
     try {
@@ -183,8 +202,8 @@ std::unique_ptr<DecodeSequence> CudaDecodeStep::make_sequence(const MethodSpec& 
 void CudaDecodeStep::begin_step(std::span<const DecodeRow> rows, const PoolView& pool) {
   impl_->begin_step(rows, pool);
 }
-void CudaDecodeStep::run_step(bool capturable, const std::function<void()>& body) {
-  impl_->run_step(capturable, body);
+void CudaDecodeStep::run_step(bool capturable, Communicator& team, const std::function<void()>& body) {
+  impl_->run_step(capturable, team, body);
 }
 void CudaDecodeStep::decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v,
                                   const LayerInfo& info, Communicator& communicator, const HeadsView& out) {

@@ -23,7 +23,7 @@ class CudaDecodeStep {
   std::unique_ptr<DecodeSequence> make_sequence(const MethodSpec& method, std::span<const LayerInfo> layers,
                                                 std::int64_t most_tokens);
   void begin_step(std::span<const DecodeRow> rows, const PoolView& pool);
-  void run_step(bool capturable, const std::function<void()>& body);
+  void run_step(bool capturable, Communicator& team, const std::function<void()>& body);
   void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
                     Communicator& communicator, const HeadsView& out);
   /// decode_layer in two parts: the rotated q and the rows of k and v go here, ...

@@ -45,7 +45,7 @@ class CudaDecodeStep::Impl {
   std::unique_ptr<DecodeSequence> make_sequence(const MethodSpec& method, std::span<const LayerInfo> layers,
                                                 std::int64_t most_tokens);
   void begin_step(std::span<const DecodeRow> rows, const PoolView& pool);
-  void run_step(bool capturable, const std::function<void()>& body);
+  void run_step(bool capturable, Communicator& team, const std::function<void()>& body);
   void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
                     Communicator& communicator, const HeadsView& out);
   NewestSlots newest_slots(const LayerInfo& info) const;
@@ -112,10 +112,13 @@ class CudaDecodeStep::Impl {
   std::vector<TableUpdate> updates_;
 
   struct Graph {
-    int seen = 0;
+    bool seen = false;
+    std::int64_t number = 0;  // of the capture it comes from
     cudaGraphExec_t exec = nullptr;
   };
+  bool same_on_all_ranks(std::int64_t value, Communicator& team) const;
   std::map<std::string, Graph> graphs_;
+  std::int64_t captures_ = 0;
   std::string structure_;  // of the groups
 };
 

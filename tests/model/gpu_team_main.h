@@ -5,10 +5,16 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "core/cuda.h"
 #include "core/log.h"
 #include "model/mpi.h"
+#if LACUNA_HAS_NCCL
+#include <nccl.h>
+
+#include "model/nccl_communicator.h"
+#endif
 
 namespace lacuna::testing {
 
@@ -23,6 +29,18 @@ inline int run_gpu_team_tests(int argc, char** argv) {
                   ::testing::UnitTest::GetInstance()->total_test_count());
     return 77;
   }
+#if LACUNA_HAS_NCCL
+  // Tests of ranks that share a GPU over NCCL are registered with this.
+  if (std::getenv("NCCL_MULTI_RANK_GPU_ENABLE") != nullptr && session.size() > gpus &&
+      !nccl_joins_ranks_on_one_gpu()) {
+    int version = 0;
+    if (session.rank() == 0 && ncclGetVersion(&version) == ncclSuccess)
+      std::printf(
+          "skipped: %d ranks, %d GPUs, and NCCL %d.%d cannot join ranks on one GPU (2.30 and later can)\n",
+          session.size(), gpus, version / 10000, version % 10000 / 100);
+    return 77;
+  }
+#endif
   if (cudaSetDevice(session.rank() % gpus) != cudaSuccess) return 1;
   // One report is enough; the others still print what fails.
   if (session.rank() != 0) {

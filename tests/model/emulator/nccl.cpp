@@ -1,11 +1,14 @@
 // NCCL and as much of the CUDA runtime as NcclCommunicator needs, over MPI and host memory, so that its
 // threads, time-outs and errors are tested without GPUs. A stream is a thread that does its work in order; a
-// sum gathers every rank's values and adds them in rank order. LACUNA_EMULATED_GPUS says how many GPUs there
-// are (default: as many as ranks).
+// sum gathers every rank's values and adds them in rank order; where ranks ask for different numbers of
+// values it hangs. An abort waits for sums under way and for graphs that hold sums, as NCCL's does.
+// LACUNA_EMULATED_GPUS says how many GPUs there are (default: as many as ranks), LACUNA_EMULATED_NCCL which
+// version of NCCL this is (23000: it joins ranks on one GPU when NCCL_MULTI_RANK_GPU_ENABLE=1).
 #include <cuda_runtime_api.h>
 #include <mpi.h>
 #include <nccl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -14,6 +17,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -81,6 +85,7 @@ struct ncclComm {
   MPI_Comm comm = MPI_COMM_NULL;
   int ranks = 1;
   std::atomic<bool> aborted = false;
+  std::shared_ptr<int> sums = std::make_shared<int>(0);  // shared by every sum under way or in a graph
 };
 
 namespace {
@@ -94,8 +99,34 @@ int world_size() {
   return size;
 }
 
+int version() {
+  const char* text = std::getenv("LACUNA_EMULATED_NCCL");
+  return text != nullptr ? std::atoi(text) : NCCL_VERSION_CODE;
+}
+
+/// Waits for the other ranks, or until the communicator is aborted. True when all ranks sum as many values.
+bool same_count(ncclComm& comm, std::size_t count) {
+  // Leaked when it is aborted: MPI may still write there.
+  auto* counts = new std::vector<std::size_t>(1 + static_cast<std::size_t>(comm.ranks), count);
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPI_Iallgather(counts->data(), sizeof(count), MPI_BYTE, counts->data() + 1, sizeof(count), MPI_BYTE,
+                 comm.comm, &request);
+  for (int done = 0; done == 0;) {
+    if (comm.aborted) return false;
+    MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+    if (done == 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  const bool same = std::count(counts->begin(), counts->end(), count) == std::ssize(*counts);
+  delete counts;
+  return same;
+}
+
 /// Waits for the other ranks, or until the communicator is aborted.
 void sum(ncclComm& comm, std::uint16_t* data, std::size_t count) {
+  if (!same_count(comm, count)) {
+    while (!comm.aborted) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    return;
+  }
   std::vector<std::uint16_t> all(count * static_cast<std::size_t>(comm.ranks));
   MPI_Request request = MPI_REQUEST_NULL;
   const int bytes = static_cast<int>(2 * count);
@@ -189,7 +220,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   return event->done == event->recorded ? cudaSuccess : cudaErrorNotReady;
 }
 
-ncclResult_t ncclGetVersion(int* version) { return *version = NCCL_VERSION_CODE, ncclSuccess; }
+ncclResult_t ncclGetVersion(int* to) { return *to = version(), ncclSuccess; }
 const char* ncclGetErrorString(ncclResult_t status) {
   return status == ncclInvalidUsage ? "invalid usage (run with NCCL_DEBUG=WARN for details)"
                                     : "unhandled error";
@@ -200,8 +231,10 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   int gpus = 0;
   cudaGetDeviceCount(&gpus);
   if (id.internal[5] != 7) return ncclInternalError;
-  if (gpus < ranks) {
-    last_error = "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000";
+  const char* shared = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+  if (gpus < ranks && (version() < 23000 || shared == nullptr || std::string(shared) != "1")) {
+    last_error = version() < 23000 ? "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000"
+                                   : "Multiple Ranks are using the same GPU/Partition.";
     return ncclInvalidUsage;
   }
   *comm = new ncclComm;
@@ -209,14 +242,20 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
   MPI_Comm_dup(MPI_COMM_WORLD, &(*comm)->comm);
   return ncclSuccess;
 }
-ncclResult_t ncclCommDestroy(ncclComm_t) { return ncclSuccess; }
-ncclResult_t ncclCommAbort(ncclComm_t comm) { return comm->aborted = true, ncclSuccess; }
+ncclResult_t ncclCommDestroy(ncclComm_t comm) {
+  while (comm->sums.use_count() > 1) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  return ncclSuccess;
+}
+ncclResult_t ncclCommAbort(ncclComm_t comm) {
+  comm->aborted = true;
+  return ncclCommDestroy(comm);
+}
 ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t* state) {
   return *state = ncclSuccess, ncclSuccess;
 }
 ncclResult_t ncclAllReduce(const void*, void* data, size_t count, ncclDataType_t, ncclRedOp_t,
                            ncclComm_t comm, cudaStream_t stream) {
-  stream->put([=] { sum(*comm, static_cast<std::uint16_t*>(data), count); });
+  stream->put([=, held = comm->sums] { sum(*comm, static_cast<std::uint16_t*>(data), count); });
   return ncclSuccess;
 }
 
