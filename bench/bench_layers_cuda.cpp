@@ -1,6 +1,6 @@
 // Times what a transformer layer is made of beside attention, on a GPU: Qwen2.5-7B shapes, bfloat16, random
 // data.
-//   bench_layers_cuda [products|kernels|loading|all]
+//   bench_layers_cuda [decode|products|kernels|loading|all]
 // Prints microseconds (median), GB/s or TFLOP/s, and the share of what was measured as the device's ceiling
 // (4.3 TB/s, 790 TFLOP/s on an H200). Weights are rotated through more memory than the second-level cache
 // holds.
@@ -19,6 +19,7 @@
 #include "core/thread_pool.h"
 #include "model/cuda/gemm.h"
 #include "model/cuda/kernels.h"
+#include "model/cuda/skinny.h"
 #include "model/cuda/weight_loader.h"
 
 namespace lacuna {
@@ -112,6 +113,128 @@ void bench_products() {
   }
 }
 
+/// The kernels of a decode layer beside attention, each alone and in the order of a step. In both cases a
+/// kernel starts before the one before it has ended, as in a step; the floor is reading the weights.
+class DecodeLayer {
+ public:
+  explicit DecodeLayer(int rows) : rows_(rows) {
+    const std::vector<DevicePagedHead> heads(static_cast<std::size_t>(rows * kKvHeads),
+                                             {.page_ids = zeros_.as<std::int32_t>(), .tokens = 1});
+    LACUNA_CUDA(cudaMemset(zeros_.data(), 0, zeros_.bytes()));
+    LACUNA_CUDA(cudaMemcpy(heads_.data(), heads.data(), heads.size() * sizeof(DevicePagedHead),
+                           cudaMemcpyHostToDevice));
+    for (const Buffer* b : {&x_, &attention_, &activated_}) LACUNA_CUDA(cudaMemset(b->data(), 0, b->bytes()));
+  }
+
+  void run() {
+    const auto layer = [&](const __nv_bfloat16* w) {
+      qkv(w);
+      o(w + kQkv);
+      gate_up(w + kQkv + kO);
+      down(w + kQkv + kO + kGateUp);
+    };
+    print("norm, qkv, rotate, cache", 1, kQkv, [&](int, const __nv_bfloat16* w) { qkv(w); });
+    print("o, residual", 1, kO, [&](int, const __nv_bfloat16* w) { o(w); });
+    print("norm, gate_up, activate", 1, kGateUp, [&](int, const __nv_bfloat16* w) { gate_up(w); });
+    print("down, residual", 1, kDown, [&](int, const __nv_bfloat16* w) { down(w); });
+    print("norm, head", 1, kHead, [&](int, const __nv_bfloat16* w) { head(w); });
+    print("argmax", 0, 0, [&](int, const __nv_bfloat16*) { argmax(); });
+    print("these four: a layer", 1, kLayer, [&](int, const __nv_bfloat16* w) { layer(w); });
+    print("28 layers, head, argmax", 28, kLayer + kHead / 28, [&](int, const __nv_bfloat16* w) {
+      for (int l = 0; l < 28; ++l) layer(w);
+      head(w);
+      argmax();
+    });
+  }
+
+ private:
+  static constexpr int kQHeads = 28, kKvHeads = 4, kHeadDim = 128, kHidden = 3584, kMlp = 18944;
+  static constexpr std::int64_t kVocab = 152064, kQkv = std::int64_t{4608} * kHidden,
+                                kO = std::int64_t{kHidden} * kHidden,
+                                kGateUp = std::int64_t{2} * kMlp * kHidden,
+                                kDown = std::int64_t{kHidden} * kMlp, kHead = kVocab * kHidden,
+                                kLayer = kQkv + kO + kGateUp + kDown;
+
+  SkinnyProduct product(const Buffer& x, const __nv_bfloat16* w, std::int64_t outputs, int inputs,
+                        bool norm) const {
+    return {.x = x.as<__nv_bfloat16>(),
+            .w = w,
+            .norm = norm ? zeros_.as<float>() : nullptr,
+            .eps = 1e-6f,
+            .rows = rows_,
+            .inputs = inputs,
+            .outputs = outputs};
+  }
+  void qkv(const __nv_bfloat16* w) {
+    launch_skinny_cache(product(x_, w, 4608, kHidden, true),
+                        {.cos = zeros_.as<float>(),
+                         .sin = zeros_.as<float>(),
+                         .positions = zeros_.as<std::int32_t>(),
+                         .to = {.heads = heads_.as<DevicePagedHead>(),
+                                .pool = page_.as<__nv_bfloat16>(),
+                                .page_elements = 2 * kPageTokens * kHeadDim,
+                                .q = attention_.as<__nv_bfloat16>()},
+                         .q_heads = kQHeads,
+                         .kv_heads = kKvHeads,
+                         .head_dim = kHeadDim},
+                        stream_);
+  }
+  void o(const __nv_bfloat16* w) {
+    launch_skinny(product(attention_, w, kHidden, kHidden, false), {.y = x_.data(), .accumulate = true},
+                  stream_);
+  }
+  void gate_up(const __nv_bfloat16* w) {
+    launch_skinny_gated(product(x_, w, std::int64_t{2} * kMlp, kHidden, true),
+                        {.out = activated_.as<__nv_bfloat16>()}, stream_);
+  }
+  void down(const __nv_bfloat16* w) {
+    launch_skinny(product(activated_, w, kHidden, kMlp, false), {.y = x_.data(), .accumulate = true},
+                  stream_);
+  }
+  void head(const __nv_bfloat16* w) {
+    launch_skinny(product(x_, w, kVocab, kHidden, true), {.y = logits_.data(), .float_output = true},
+                  stream_);
+  }
+  void argmax() {
+    launch_argmax({.x = logits_.as<float>(),
+                   .n = rows_,
+                   .columns = kVocab,
+                   .partial = partial_.as<unsigned long long>(),
+                   .results = results_.as<ArgmaxResult>()},
+                  stream_);
+  }
+
+  /// `elements` of weights per layer; each call gets others of them where the cache could hold them.
+  void print(const char* name, int layers, std::int64_t elements,
+             const std::function<void(int, const __nv_bfloat16*)>& call) {
+    const std::int64_t span = layers > 1 || elements == 0 ? kAll : std::min(kAll, elements);
+    const auto copies = kAll / span;
+    const double us = time_us(stream_, layers > 1 ? 1 : 20,
+                              [&](int i) { call(i, weights_.as<__nv_bfloat16>() + i % copies * span); });
+    const double bytes = 2.0 * static_cast<double>(elements * std::max(layers, 1));
+    std::printf("%-26s %5d  %9.2f us  floor %8.2f us  %5.0f GB/s %3.0f%%\n", name, rows_, us,
+                bytes / kPeakBytes * 1e6, bytes / us * 1e-3, 100e6 * bytes / us / kPeakBytes);
+  }
+
+  static constexpr std::int64_t kAll = std::max(kLayer, kHead);
+  const CudaStream stream_;
+  const int rows_;
+  const Buffer weights_ = random_bf16(kAll, 2), zeros_{std::size_t{1} << 20, Buffer::Kind::kDevice},
+               heads_{std::size_t{4096}, Buffer::Kind::kDevice},
+               page_{std::size_t{4} * kPageTokens * kHeadDim, Buffer::Kind::kDevice},
+               x_{std::size_t{32} * kHidden * 2, Buffer::Kind::kDevice},
+               attention_{std::size_t{32} * kHidden * 2, Buffer::Kind::kDevice},
+               activated_{std::size_t{32} * kMlp * 2, Buffer::Kind::kDevice},
+               logits_{std::size_t{32} * kVocab * 4, Buffer::Kind::kDevice},
+               partial_{std::size_t{1} << 20, Buffer::Kind::kDevice},
+               results_{std::size_t{4096}, Buffer::Kind::kDevice};
+};
+
+void bench_decode() {
+  std::printf("%-26s %5s\n", "decode, beside attention", "rows");
+  for (const int rows : {1, 8, 31}) DecodeLayer(rows).run();
+}
+
 void bench_kernels() {
   const CudaStream stream;
   constexpr std::int64_t kMost = 8192;
@@ -200,6 +323,7 @@ int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "all";
   try {
     if (lacuna::cuda_device_count() == 0) lacuna::throw_resource("no CUDA device");
+    if (what == "decode" || what == "all") lacuna::bench_decode();
     if (what == "products" || what == "all") lacuna::bench_products();
     if (what == "kernels" || what == "all") lacuna::bench_kernels();
     if (what == "loading" || what == "all") lacuna::bench_loading();
