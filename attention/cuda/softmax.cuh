@@ -43,11 +43,16 @@ __device__ inline float quad_sum(float x) {
 
 /// Online softmax of two rows per thread, in mma accumulator layout: s[4 j + 0, 1] belong to the first row,
 /// s[4 j + 2, 3] to the row 8 below.
+///
+/// Weights are relative to a reference that follows the maximum only when that has grown by more than
+/// kSlackLog2 powers of two. The result is the same quotient, weights stay below 2^8, and rescaling the
+/// output becomes rare (the idea is FlashAttention-4's).
 struct SoftmaxState {
-  float max[2] = {-INFINITY, -INFINITY};  ///< of raw scores
+  static constexpr float kSlackLog2 = 8.0f;
+  float max[2] = {-INFINITY, -INFINITY};  ///< the reference, a raw score
   float sum[2] = {0.0f, 0.0f};            ///< this thread's share
 
-  /// Turns scores into weights relative to the new maximum; rescale[r] is what earlier output must be
+  /// Turns scores into weights relative to the reference; rescale[r] is what earlier output must be
   /// multiplied by.
   template <int kCount>
   __device__ void update(float (&s)[kCount], float scale_log2, float (&rescale)[2]) {
@@ -57,9 +62,10 @@ struct SoftmaxState {
 #pragma unroll
       for (int j = 0; j < kCount; j += 4) top = fmaxf(top, fmaxf(s[j + 2 * r], s[j + 2 * r + 1]));
       top = quad_max(top);
+      if ((top - max[r]) * scale_log2 <= kSlackLog2) top = max[r];  // false while max is -inf
       // A row that has seen no key yet has maximum -inf; shifting by 0 keeps exp2(-inf) = 0 instead of NaN.
       const float shift = top == -INFINITY ? 0.0f : top * scale_log2;
-      // Exactly 1 while the maximum stands, so that callers may leave out the multiplication.
+      // Exactly 1 while the reference stands, so that callers may leave out the multiplication.
       rescale[r] = max[r] == top ? 1.0f : exp2_fast(max[r] * scale_log2 - shift);
       max[r] = top;
       float total = 0.0f;
