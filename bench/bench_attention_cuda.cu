@@ -382,13 +382,15 @@ void bench_quest(std::int64_t tokens, int budget) {
   choice.list_stride = pages;
   prepare_page_bounds_cuda(choice, nullptr);
   choice.rows = 1;
+  LACUNA_CUDA_TRY(cudaDeviceSynchronize());
+  choice.settled = true;  // as the engine promises
 
   DecodeParams decode;
   decode.q = q.data(), decode.out = out.data(), decode.pool = pool.data(),
   decode.page_elements = kPageElements;
   decode.batch = 1, decode.info = choice.info;
   decode.lists = choice.lists, decode.list_counts = choice.counts, decode.list_stride = pages;
-  decode.max_tokens = tokens;
+  decode.max_tokens = tokens, decode.settled = true;
   const Buffer workspace(decode_workspace_bytes(decode), Buffer::Kind::kDevice);
   LACUNA_CUDA_TRY(cudaMemset(workspace.data(), 0, workspace.bytes()));
   const auto step = [&](int parts) {
@@ -436,7 +438,7 @@ void bench_decode(std::int64_t tokens) {
   params.info.kv_heads = params.info.kv_heads_total = kKvHeads;
   params.info.head_dim = kHeadDim;
   params.info.scale = 0.088f;
-  params.max_tokens = tokens;
+  params.max_tokens = tokens, params.settled = true;
   const Buffer workspace(decode_workspace_bytes(params), Buffer::Kind::kDevice);
   LACUNA_CUDA_TRY(cudaMemset(workspace.data(), 0, workspace.bytes()));
   const auto report = [&](const char* what, std::int64_t kept) {
@@ -450,6 +452,9 @@ void bench_decode(std::int64_t tokens) {
     std::fflush(stdout);
   };
   report("decode dense", tokens);
+  params.settled = false;
+  report("decode dense, start not overlapped", tokens);
+  params.settled = true;
   const std::int64_t kept = std::min<std::int64_t>(pages, 128);
   std::vector<std::int32_t> lists;
   for (int h = 0; h < kKvHeads; ++h)

@@ -35,6 +35,8 @@ struct DecodeChoice {
   std::int32_t* counts = nullptr;  ///< [rows, kv_heads or q_heads]
   std::int64_t list_stride = 0;    ///< at least the pages of max_tokens
   int* not_finite = nullptr;       ///< [rows]: set to 1 where a score is NaN or infinite (never cleared)
+  /// DecodeParams::settled, and the same for states, but for the parts of each head's last page.
+  bool settled = false;
 };
 
 class CudaDecodeSelector {

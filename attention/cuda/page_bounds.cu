@@ -1,7 +1,9 @@
 // Quest on the GPU: channel-wise bounds of the keys of each page, and the upper bounds of q . k that follow
 // from them.
+#include "attention/cuda/mma.cuh"
 #include "attention/cuda/page_util.cuh"
 #include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
@@ -9,8 +11,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kBatch = 8;  ///< pages that a warp reads at once
-constexpr int kPagesPerBlock = kWarps * kBatch;
 
 /// The bounds of a page are kPieces pieces of 16 bytes, first those of the minima.
 template <int kDim>
@@ -18,6 +18,8 @@ struct Pieces {
   static constexpr int kHalf = kDim / 8;
   static constexpr int kAll = 2 * kHalf;
   static constexpr int kPerLane = (kAll + 31) / 32;
+  static constexpr int kPages = 64 / kAll * 8;  ///< that a warp reads at once: up to 8 KiB
+  static constexpr int kPagesPerBlock = kWarps * kPages;
 };
 
 /// One piece of the bounds of a page whose first `count` tokens are cached.
@@ -91,53 +93,22 @@ __device__ inline float sums_of_eight(float (&value)[8], int lane) {
   return value[0] + __shfl_xor_sync(~0u, value[0], 1);
 }
 
+/// Scores of pages [first, end) of one kv head, at most kPages, from their bounds in shared memory:
 /// sum over channels of max(q min, q max) = q+ max + q- min, where q+ and q- are summed over the heads that
-/// share pages: a lane with minima multiplies q-, one with maxima q+. Grid: blocks of pages, kv heads, rows.
+/// share pages: a lane with minima multiplies q-, one with maxima q+.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads, kDim <= 128 ? 4 : 2)
-    bound_scores_kernel(const __grid_constant__ DecodeChoice choice, bool share, float* scores,
-                        std::int64_t stride) {
+__device__ inline void write_scores(const DecodeChoice& choice, bool share, float* scores,
+                                    std::int64_t stride, int kv, int first, int end, const uint4* bounds) {
   constexpr int kHalf = Pieces<kDim>::kHalf, kAll = Pieces<kDim>::kAll, kPerLane = Pieces<kDim>::kPerLane;
-  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-  const int kv = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
+  const int lane = static_cast<int>(threadIdx.x) & 31, row = static_cast<int>(blockIdx.z);
   const LayerInfo& info = choice.info;
-  const DevicePagedHead head = choice.heads[row * info.kv_heads + kv];
-  const int pages = page_count(head);
-  // The last pages first: the newest one takes the longest, because its bounds come from its keys.
-  const int block = (pages + kPagesPerBlock - 1) / kPagesPerBlock - 1 - static_cast<int>(blockIdx.x);
-  const int first = block * kPagesPerBlock + warp * kBatch;
-  if (block < 0 || first >= pages) return;
-
-  // The newest page before the others are loaded: fewer registers, so that more warps load at once.
-  const int newest = pages - 1 - first;
-  uint4 fresh[kPerLane] = {};
-  if (newest < kBatch) {
-    const int count = static_cast<int>(head.tokens) - (pages - 1) * kPageTokens;
-    const __nv_bfloat16* keys = keys_of(choice, head, pages - 1);
-    uint4* to = bounds_at<kDim>(choice, row, kv, pages - 1);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int piece = i * 32 + lane;
-      if (piece < kAll) to[piece] = fresh[i] = bounds_of_keys<kDim>(keys, count, piece);
-    }
-  }
-  uint4 bounds[kBatch][kPerLane];
-  const uint4* from = bounds_at<kDim>(choice, row, kv, first);
-#pragma unroll
-  for (int j = 0; j < kBatch; ++j)
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int piece = i * 32 + lane;
-      bounds[j][i] = j == newest ? fresh[i] : make_uint4(0, 0, 0, 0);
-      if (piece < kAll && j < newest) bounds[j][i] = from[std::int64_t{j} * info.kv_heads * kAll + piece];
-    }
-
   const QueryHeads served(info, kv);
   const auto* queries = static_cast<const uint4*>(choice.q) + std::int64_t{row} * info.q_heads * kHalf;
   for (int begin = served.begin; begin < served.end; begin += share ? served.end - served.begin : 1) {
-    const int end = share ? served.end : begin + 1;
+    const int last = share ? served.end : begin + 1;
     float part[kPerLane][8] = {};
-    for (int h = begin; h < end; ++h)
+#pragma unroll 8
+    for (int h = begin; h < last; ++h)
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
         const int piece = i * 32 + lane;
@@ -148,47 +119,91 @@ __global__ void __launch_bounds__(kThreads, kDim <= 128 ? 4 : 2)
         for (int c = 0; c < 8; ++c)
           part[i][c] += (x[c] >= 0.0f) == (piece >= kHalf) ? x[c] : 0.0f;  // NaN: minima
       }
-    float sum[kBatch] = {};
+    copy_async_wait<0>();
+    __syncwarp();
+    for (int base = 0; base < end - first; base += 8) {
+      float sum[8] = {};  // what lies behind the last page is never written
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j)
+      for (int j = 0; j < 8; ++j)
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        float x[8];
-        unpack(bounds[j][i], x);
+        for (int i = 0; i < kPerLane; ++i) {
+          const int piece = i * 32 + lane;
+          if (piece >= kAll) continue;
+          float x[8];
+          unpack(bounds[(base + j) * kAll + piece], x);
 #pragma unroll
-        for (int c = 0; c < 8; ++c) sum[j] = fmaf(part[i][c], x[c], sum[j]);
+          for (int c = 0; c < 8; ++c) sum[j] = fmaf(part[i][c], x[c], sum[j]);
+        }
+      const float score = sums_of_eight(sum, lane);
+      const int page = first + base + lane / 4;
+      if (lane % 4 == 0 && page < end) {
+        const int list = share ? row * info.kv_heads + kv : row * info.q_heads + begin;
+        scores[list * stride + page] = score;
+        if (!(fabsf(score) < INFINITY)) choice.not_finite[row] = 1;
       }
-    const float score = sums_of_eight(sum, lane);
-    const int page = first + lane / 4;
-    if (lane % 4 == 0 && page < pages) {
-      const int list = share ? row * info.kv_heads + kv : row * info.q_heads + begin;
-      scores[list * stride + page] = score;
-      if (!(fabsf(score) < INFINITY)) choice.not_finite[row] = 1;
     }
   }
 }
 
+/// Grid: the newest page, then blocks of the others; kv heads; rows.
+template <int kDim>
+__global__ void __launch_bounds__(kThreads, 4)
+    bound_scores_kernel(const __grid_constant__ DecodeChoice choice, bool share, float* scores,
+                        std::int64_t stride) {
+  constexpr int kAll = Pieces<kDim>::kAll, kPages = Pieces<kDim>::kPages;
+  __shared__ uint4 shared[kWarps][kPages * kAll];
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int kv = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
+  const LayerInfo& info = choice.info;
+  uint4* bounds = shared[warp];
+  let_next_start();
+  if (!choice.settled) wait_for_previous();
+  const DevicePagedHead head = choice.heads[row * info.kv_heads + kv];
+  const int newest = page_count(head) - 1;
+  if (blockIdx.x == 0) {  // the newest page: its bounds come from its keys
+    wait_for_previous();
+    if (warp > 0 || newest < 0) return;
+    const int count = static_cast<int>(head.tokens) - newest * kPageTokens;
+    const __nv_bfloat16* keys = keys_of(choice, head, newest);
+    uint4* to = bounds_at<kDim>(choice, row, kv, newest);
+    for (int piece = lane; piece < kAll; piece += 32)
+      to[piece] = bounds[piece] = bounds_of_keys<kDim>(keys, count, piece);
+    return write_scores<kDim>(choice, share, scores, stride, kv, newest, newest + 1, bounds);
+  }
+
+  // The others': they are on their way before the query is there.
+  const int first = ((static_cast<int>(blockIdx.x) - 1) * kWarps + warp) * kPages;
+  const int end = min(first + kPages, newest);
+  const uint4* from = bounds_at<kDim>(choice, row, kv, first);
+#pragma unroll
+  for (int j = 0; j < kPages * kAll / 32; ++j) {
+    const int i = j * 32 + lane, page = i / kAll;
+    if (first + page < end) copy_async_16(bounds + i, from + page * info.kv_heads * kAll + i % kAll);
+  }
+  copy_async_commit();
+  wait_for_previous();
+  if (first < end) write_scores<kDim>(choice, share, scores, stride, kv, first, end, bounds);
+}
+
+dim3 grid_of(const DecodeChoice& choice, int pages_per_block, unsigned more_blocks) {
+  const std::int64_t tokens = std::int64_t{pages_per_block} * kPageTokens;
+  return dim3(static_cast<unsigned>((choice.max_tokens + tokens - 1) / tokens) + more_blocks,
+              static_cast<unsigned>(choice.info.kv_heads), static_cast<unsigned>(choice.rows));
+}
 template <int kDim>
 void launch_all_bounds(const DecodeChoice& choice, const dim3& grid, cudaStream_t stream) {
   all_bounds_kernel<kDim><<<grid, kThreads, 0, stream>>>(choice);
 }
 template <int kDim>
-void launch_scores(const DecodeChoice& choice, bool share, float* scores, const dim3& grid,
-                   cudaStream_t stream) {
-  const std::int64_t stride = page_score_stride(choice.max_tokens);
-  bound_scores_kernel<kDim><<<grid, kThreads, 0, stream>>>(choice, share, scores, stride);
-}
-
-dim3 grid_of(const DecodeChoice& choice, int pages_per_block) {
-  const std::int64_t tokens = std::int64_t{pages_per_block} * kPageTokens;
-  return dim3(static_cast<unsigned>((choice.max_tokens + tokens - 1) / tokens),
-              static_cast<unsigned>(choice.info.kv_heads), static_cast<unsigned>(choice.rows));
+void launch_scores(const DecodeChoice& choice, bool share, float* scores, cudaStream_t stream) {
+  launch_dependent(bound_scores_kernel<kDim>, grid_of(choice, Pieces<kDim>::kPagesPerBlock, 1), kThreads, 0,
+                   stream, choice, share, scores, page_score_stride(choice.max_tokens));
 }
 
 }  // namespace
 
 void prepare_page_bounds_cuda(const DecodeChoice& choice, cudaStream_t stream) {
-  const dim3 grid = grid_of(choice, kWarps);
+  const dim3 grid = grid_of(choice, kWarps, 0);
   switch (choice.info.head_dim) {
     case 64:
       launch_all_bounds<64>(choice, grid, stream);
@@ -207,22 +222,20 @@ void prepare_page_bounds_cuda(const DecodeChoice& choice, cudaStream_t stream) {
 }
 
 void page_bound_scores_cuda(const DecodeChoice& choice, bool share, float* scores, cudaStream_t stream) {
-  const dim3 grid = grid_of(choice, kPagesPerBlock);
   switch (choice.info.head_dim) {
     case 64:
-      launch_scores<64>(choice, share, scores, grid, stream);
+      launch_scores<64>(choice, share, scores, stream);
       break;
     case 96:
-      launch_scores<96>(choice, share, scores, grid, stream);
+      launch_scores<96>(choice, share, scores, stream);
       break;
     case 128:
-      launch_scores<128>(choice, share, scores, grid, stream);
+      launch_scores<128>(choice, share, scores, stream);
       break;
     default:
-      launch_scores<256>(choice, share, scores, grid, stream);
+      launch_scores<256>(choice, share, scores, stream);
       break;
   }
-  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 }  // namespace lacuna

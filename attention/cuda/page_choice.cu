@@ -3,6 +3,7 @@
 
 #include "attention/cuda/page_util.cuh"
 #include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
@@ -15,6 +16,9 @@ __device__ inline std::uint32_t sortable(float x) {
   const std::uint32_t bits = __float_as_uint(x);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
+__device__ inline float number_of(std::uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
+}
 /// The weight behind a key, 0 for what is not in (0, 2], in units of 2^-60: sums of these are exact, so that
 /// they depend on no order, and equal weights end a prefix where equal numbers do.
 __device__ inline u64 fixed_point(std::uint32_t key) {
@@ -22,10 +26,16 @@ __device__ inline u64 fixed_point(std::uint32_t key) {
   return (key & 0x80000000u) != 0 && x > 0.0f && x <= 2.0f ? static_cast<u64>(x * 0x1p60f) : 0;
 }
 
+constexpr int kBins = 2048;
+constexpr int kFew = 64;  ///< entries that are ranked by comparing each with each
+
 template <int kThreads>
 struct Shared {
-  unsigned histogram[4][256];
-  unsigned digit, remaining, equal;
+  unsigned histogram[kBins];
+  unsigned low[2][kThreads / 32], high[2][kThreads / 32], warp_count[kThreads / 32];
+  unsigned bin, remaining, inside;  ///< the bin with the k-th best, what is left of k, entries in the bin
+  unsigned few, threshold, wanted;
+  std::uint32_t key[kFew];
   u64 parts[2][3][kThreads / 32];
   u64 warp_total[kThreads / 32];
 };
@@ -71,50 +81,127 @@ struct Row {
   }
 };
 
-/// The k best, 0 < k < n: a radix descent, eight bits at a time.
+/// Cuts the keys from low to high into kBins ranges, in their order.
+struct Bins {
+  std::uint32_t low, high;
+  float begin, scale;  ///< 0: by key
+  int shift;
+
+  /// `linear`: ranges of equal width in numbers, where floats allow it. Scores of one head then spread over
+  /// many bins, so that few threads meet in one. Rounding keeps the order, and low and high are never in one
+  /// bin.
+  __device__ Bins(std::uint32_t from, std::uint32_t to, bool linear) : low(from), high(to), scale(0.0f) {
+    begin = number_of(low);
+    const float width = number_of(high) - begin;
+    if (linear && width >= 1e-30f && width <= 1e30f) scale = static_cast<float>(kBins) / width;
+    shift = 0;
+    while (scale == 0.0f && (high - low) >> shift >= kBins) ++shift;
+  }
+  __device__ bool contains(std::uint32_t key) const { return low <= key && key <= high; }
+  __device__ int of(std::uint32_t key) const {
+    if (scale > 0.0f) return min(static_cast<int>((number_of(key) - begin) * scale), kBins - 1);
+    return static_cast<int>((key - low) >> shift);
+  }
+};
+/// Smallest and largest key among the block's. Calls alternate between two places in shared memory.
+template <int kThreads>
+__device__ inline void block_range(std::uint32_t& low, std::uint32_t& high, Shared<kThreads>& shared,
+                                   int place) {
+  constexpr int kWarps = kThreads / 32;
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  low = __reduce_min_sync(~0u, low);
+  high = ~__reduce_min_sync(~0u, ~high);
+  if (lane == 0) shared.low[place][warp] = low, shared.high[place][warp] = high;
+  __syncthreads();
+  low = __reduce_min_sync(~0u, lane < kWarps ? shared.low[place][lane] : ~0u);
+  high = ~__reduce_min_sync(~0u, lane < kWarps ? ~shared.high[place][lane] : ~0u);
+}
+
+/// Finds the bin of the k-th best, from the best on, and leaves the histogram empty.
+template <int kThreads>
+__device__ inline void find_bin(unsigned k, Shared<kThreads>& shared) {
+  constexpr int kWarps = kThreads / 32, kEach = kBins / kThreads;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
+  unsigned counts[kEach], sum = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    const int bin = kBins - 1 - (thread * kEach + j);
+    sum += counts[j] = shared.histogram[bin];
+    shared.histogram[bin] = 0;
+  }
+  unsigned until = sum;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const unsigned other = __shfl_up_sync(~0u, until, distance);
+    if (lane >= distance) until += other;
+  }
+  if (lane == 31) shared.warp_count[warp] = until;
+  __syncthreads();
+  unsigned earlier = lane < min(warp, kWarps) ? shared.warp_count[lane] : 0;
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) earlier += __shfl_xor_sync(~0u, earlier, distance);
+  unsigned before = earlier + until - sum;
+  if (before < k && k <= earlier + until) {  // one thread
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      if (before < k && k <= before + counts[j]) {
+        shared.bin = static_cast<unsigned>(kBins - 1 - (thread * kEach + j));
+        shared.remaining = k - before;
+        shared.inside = counts[j];
+        shared.few = 0;
+      }
+      before += counts[j];
+    }
+  }
+  __syncthreads();
+}
+
+/// The k best, 0 < k < n: histograms of finer and finer ranges, until few enough are left to compare each
+/// with each.
 template <int kThreads, int kHeld>
 __device__ Cut best(const Row<kThreads, kHeld>& row, unsigned k, Shared<kThreads>& shared) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31;
-  for (int i = thread; i < 4 * 256; i += kThreads) shared.histogram[i / 256][i % 256] = 0;
-  __syncthreads();
-  std::uint32_t prefix = 0;
-  for (int pass = 0; pass < 4; ++pass) {
-    const int shift = 24 - 8 * pass;
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < kBins; i += kThreads) shared.histogram[i] = 0;
+  std::uint32_t low = ~0u, high = 0;
+  row.for_own([&](std::uint32_t key, int) {
+    low = min(low, key);
+    high = max(high, key);
+  });
+  block_range<kThreads>(low, high, shared, 0);
+  for (int pass = 0;; ++pass) {
+    if (low == high) return {low, k};
+    const Bins bins(low, high, pass == 0);
     row.for_own([&](std::uint32_t key, int) {
-      if (pass == 0 || key >> (shift + 8) == prefix >> (shift + 8))
-        atomicAdd(&shared.histogram[pass][key >> shift & 255u], 1u);
+      if (bins.contains(key)) atomicAdd(&shared.histogram[bins.of(key)], 1u);
     });
     __syncthreads();
-    if (thread < 32) {  // from the largest digit down, eight of them per lane
-      unsigned counts[8], sum = 0;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) sum += counts[j] = shared.histogram[pass][255 - 8 * lane - j];
-      unsigned until = sum;
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const unsigned other = __shfl_up_sync(~0u, until, distance);
-        if (lane >= distance) until += other;
+    find_bin<kThreads>(k, shared);
+    const auto bin = static_cast<int>(shared.bin);
+    const unsigned inside = shared.inside;
+    k = shared.remaining;
+    low = ~0u, high = 0;
+    row.for_own([&](std::uint32_t key, int) {
+      if (!bins.contains(key) || bins.of(key) != bin) return;
+      low = min(low, key);
+      high = max(high, key);
+      if (inside <= kFew) shared.key[atomicAdd(&shared.few, 1u)] = key;
+    });
+    block_range<kThreads>(low, high, shared, pass + 1 & 1);
+    if (k == inside) return {low - 1, 0};  // all of them
+    if (inside > kFew) continue;
+    if (thread < static_cast<int>(inside)) {
+      const std::uint32_t mine = shared.key[thread];
+      unsigned above = 0, equal = 0;
+      for (unsigned i = 0; i < inside; ++i) {
+        const std::uint32_t other = shared.key[i];
+        above += other > mine ? 1u : 0u;
+        equal += other == mine ? 1u : 0u;
       }
-      unsigned before = until - sum;
-      if (before < k && k <= until) {  // one lane
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          if (before < k && k <= before + counts[j]) {
-            shared.digit = static_cast<unsigned>(255 - 8 * lane - j);
-            shared.remaining = k - before;
-            shared.equal = counts[j];
-          }
-          before += counts[j];
-        }
-      }
+      if (above < k && k <= above + equal) shared.threshold = mine, shared.wanted = k - above;
     }
     __syncthreads();
-    prefix |= shared.digit << shift;
-    k = shared.remaining;
-    // All entries with this prefix are needed: no more digits.
-    if (k == shared.equal) return {prefix - 1, 0};
+    return {shared.threshold, shared.wanted};
   }
-  return {prefix, k};
 }
 
 /// Three sums over the block; every thread gets them. Calls alternate between two places in shared memory.
@@ -189,12 +276,15 @@ struct ChoiceArgs {
   std::int32_t* counts;
   std::int64_t list_stride;
   int lists_per_row, kv_heads;
+  bool settled;                   ///< DecodeChoice::settled
   int group, head_base, kv_base;  ///< kv head of query head h: (head_base + h) / group - kv_base
 };
 
 template <int kThreads, int kHeld, bool kMass>
 __global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_constant__ ChoiceArgs args) {
   __shared__ Shared<kThreads> shared;
+  let_next_start();
+  if (!args.settled) wait_for_previous();
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
   const int list = static_cast<int>(blockIdx.x);
   const int row_index = list / args.lists_per_row, place = list % args.lists_per_row;
@@ -204,15 +294,17 @@ __global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_con
   int candidates;
   if (args.candidates.lists != nullptr) {
     pages = args.candidates.lists + list * args.candidates.stride;
+    wait_for_previous();
     candidates = args.candidates.counts[list];
   } else {
     candidates = page_count(args.heads[row_index * args.kv_heads + kv]);
   }
+  const DecodeBudget budget = args.budgets[row_index];
+  wait_for_previous();
   if (candidates == 0) {
     if (thread == 0) args.counts[list] = 0;
     return;
   }
-  const DecodeBudget budget = args.budgets[row_index];
   const int others = candidates - 1;  // all but the current page, which is always read
   const Row<kThreads, kHeld> row(args.scores + list * args.score_stride, kMass ? candidates : others);
   Cut cut{0, 0};
@@ -275,19 +367,20 @@ __global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_con
 template <bool kMass>
 void launch_choice(const ChoiceArgs& args, unsigned lists, cudaStream_t stream) {
   if (args.score_stride <= 8 * 256) {
-    choose_pages_kernel<256, 8, kMass><<<lists, 256, 0, stream>>>(args);
+    launch_dependent(choose_pages_kernel<256, 8, kMass>, lists, 256, 0, stream, args);
   } else if (args.score_stride <= 8 * 1024) {
-    choose_pages_kernel<1024, 8, kMass><<<lists, 1024, 0, stream>>>(args);
+    launch_dependent(choose_pages_kernel<1024, 8, kMass>, lists, 1024, 0, stream, args);
   } else if (!kMass && args.score_stride <= 16 * 1024) {
-    choose_pages_kernel<1024, kMass ? 0 : 16, kMass><<<lists, 1024, 0, stream>>>(args);
+    launch_dependent(choose_pages_kernel < 1024, kMass ? 0 : 16, kMass >, lists, 1024, 0, stream, args);
   } else {
-    choose_pages_kernel<1024, 0, kMass><<<lists, 1024, 0, stream>>>(args);
+    launch_dependent(choose_pages_kernel<1024, 0, kMass>, lists, 1024, 0, stream, args);
   }
-  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 /// Block: one kv head of one row.
 __global__ void streaming_pages_kernel(const __grid_constant__ DecodeChoice choice) {
+  let_next_start();
+  wait_for_previous();
   const int list = static_cast<int>(blockIdx.x);
   const DecodeBudget budget = choice.budgets[list / choice.info.kv_heads];
   const DevicePagedHead head = choice.heads[list];
@@ -318,6 +411,7 @@ void choose_pages_cuda(const DecodeChoice& choice, PageRule rule, int lists_per_
                         .list_stride = list_stride,
                         .lists_per_row = lists_per_row,
                         .kv_heads = info.kv_heads,
+                        .settled = choice.settled,
                         .group = info.q_heads_total / info.kv_heads_total,
                         .head_base = info.q_head_begin,
                         .kv_base = info.kv_head_begin};
@@ -331,8 +425,7 @@ void choose_pages_cuda(const DecodeChoice& choice, PageRule rule, int lists_per_
 
 void streaming_pages_cuda(const DecodeChoice& choice, cudaStream_t stream) {
   const auto lists = static_cast<unsigned>(choice.rows * choice.info.kv_heads);
-  streaming_pages_kernel<<<lists, 128, 0, stream>>>(choice);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(streaming_pages_kernel, lists, 128, 0, stream, choice);
 }
 
 }  // namespace lacuna

@@ -145,6 +145,7 @@ DecodeParams CudaDecodeStep::Impl::params_of(const Group* group, const LayerInfo
   params.heads = heads_of(info, group != nullptr ? group->begin : 0);
   params.info = info;
   params.max_tokens = max_tokens_;
+  params.settled = true;  // begin_step() writes all of it, and ends with a copy or waits
   if (group != nullptr && group->selector != nullptr) {
     params.lists = lists_.as<std::int32_t>() + group->list_offset;
     params.list_counts = list_counts_.as<std::int32_t>() + group->count_offset;
@@ -168,7 +169,8 @@ DecodeChoice CudaDecodeStep::Impl::choice_of(const Group& group, const LayerInfo
           .lists = lists_.as<std::int32_t>() + group.list_offset,
           .counts = list_counts_.as<std::int32_t>() + group.count_offset,
           .list_stride = pages_of(max_tokens_),
-          .not_finite = flags_.as<int>() + group.begin};
+          .not_finite = flags_.as<int>() + group.begin,
+          .settled = true};
 }
 
 void CudaDecodeStep::Impl::reserve_workspaces() {
@@ -274,6 +276,7 @@ void CudaDecodeStep::Impl::upload_step(std::span<const DecodeRow> rows) {
 }
 
 void CudaDecodeStep::Impl::prepare_states() {
+  bool wrote = false;
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     Sequence& s = *rows_[i];
     if (s.prepared) continue;
@@ -283,12 +286,15 @@ void CudaDecodeStep::Impl::prepare_states() {
                                 [&](const Group& g) { return i >= g.begin && i < g.begin + g.count; });
     alone.begin = i;
     alone.count = 1;
+    wrote = true;
     for (const LayerInfo& info : layers_) {
       if (info.window > 0) continue;
       s.selector->prepare(choice_of(alone, with_whole_groups(info), packed_q_.data()),
                           {choice_workspace_.data(), choice_workspace_.bytes()}, stream_);
     }
   }
+  // DecodeChoice::settled: what the step's kernels read before their turn has been written.
+  if (wrote) LACUNA_CUDA(cudaStreamSynchronize(stream_));
 }
 
 void CudaDecodeStep::Impl::begin_step(std::span<const DecodeRow> rows, const PoolView& pool) {
