@@ -258,6 +258,8 @@ void bench_lists(std::int64_t tokens) {
   run("block_sparse 64, 10 % kept", random_blocks(tokens, 64, tokens / 640), false);
   run("block_sparse 128, 10 % kept", random_blocks(tokens, 128, tokens / 1280), false);
   run("block_sparse 16, 5 % kept", random_blocks(tokens, 16, tokens / 320), true);
+  run("block_sparse 16, 10 % kept", random_blocks(tokens, 16, tokens / 160), false);
+  run("block_sparse 32, 10 % kept", random_blocks(tokens, 32, tokens / 320), false);
   run("vertical_slash 512 512, random", random_vertical_slash(tokens, 512, 512), true);
   run("vertical_slash 1024 2048, random", random_vertical_slash(tokens, 1024, 2048), false);
 }
@@ -282,17 +284,18 @@ void bench_slash_index(std::int64_t tokens, int window, int k, float mass) {
                        {.column_sum = sums.as<float>(), .diagonal_sum = diagonals.as<float>()},
                        {workspace.data(), workspace.bytes()}, s);
   };
+  const Buffer search(top_k_workspace_bytes(2 * kQHeads, tokens, mass >= 0), Buffer::Kind::kDevice);
   const auto choose = [&](cudaStream_t s) {
-    TopKParams top;
-    top.scores = sums.as<float>(), top.score_stride = tokens, top.rows = kQHeads,
-    top.n = static_cast<int>(tokens);
-    top.k = k, top.first = 4, top.mass = mass, top.mass_total = static_cast<float>(window);
-    top.indices = columns.as<std::int32_t>(), top.index_stride = tokens,
-    top.counts = counts.as<std::int32_t>();
-    top_k_cuda(top, s);
-    top.scores = diagonals.as<float>(), top.first = 64;
-    top.indices = offsets.as<std::int32_t>(), top.counts = counts.as<std::int32_t>() + 64;
-    top_k_cuda(top, s);
+    TopKParams vertical;
+    vertical.scores = sums.as<float>(), vertical.score_stride = tokens, vertical.rows = kQHeads,
+    vertical.n = static_cast<int>(tokens);
+    vertical.k = k, vertical.first = 4, vertical.mass = mass, vertical.mass_total = window;
+    vertical.indices = columns.as<std::int32_t>(), vertical.index_stride = tokens,
+    vertical.counts = counts.as<std::int32_t>();
+    TopKParams slash = vertical;
+    slash.scores = diagonals.as<float>(), slash.first = 64;
+    slash.indices = offsets.as<std::int32_t>(), slash.counts = counts.as<std::int32_t>() + 64;
+    top_k_pair_cuda(vertical, slash, {search.data(), search.bytes()}, s);
   };
   const auto lists = [&](cudaStream_t s) {
     SlashListsParams params;

@@ -1,10 +1,9 @@
-// Which key blocks of a row of scores stay, as one bit per block, and tile lists from such bits. The
-// threshold is found two bits of the float at a time by counting, as in top_k.cu: no atomics, sums in a fixed
-// order.
-#include <cmath>
+// Which key blocks of a row of scores stay, as one bit per block, and tile lists from such bits. One block of
+// threads per row, its scores in registers; the threshold is found by histograms (radix.cuh).
 #include <cstdint>
 
 #include "attention/cuda/list_scan.cuh"
+#include "attention/cuda/radix.cuh"
 #include "attention/cuda/select_cuda.h"
 #include "core/cuda.h"
 
@@ -12,199 +11,232 @@ namespace lacuna {
 
 namespace {
 
-constexpr int kMaxWarps = 32;
+using Search = RankSearch<std::uint32_t>;
+using Threshold = Cut<std::uint32_t>;
 
-/// Order-preserving map of floats to unsigned integers; a larger float is a larger integer.
-__device__ std::uint32_t order_key(float x) {
-  const std::uint32_t bits = __float_as_uint(x);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ double value_of_key(std::uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
-}
+/// A longer row's mantissas could overflow the sums of one block.
+constexpr int kLongestRow = 1 << 20;
 
-struct ChoiceShared {
-  int counts[3][kMaxWarps];
-  double masses[3][kMaxWarps];
-  int int_total[3];
-  double double_total[3];
-  int warp_equal[kMaxWarps];
-};
-
-/// Sums over the block in a fixed order; every thread gets the result.
-template <int kThreads, int kCount, class Value>
-__device__ void sum_over_block(Value (&value)[kCount], Value (*parts)[kMaxWarps], Value* totals) {
-  constexpr int kWarps = kThreads / 32;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int warp = static_cast<int>(threadIdx.x) >> 5;
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) {
-    for (int distance = 16; distance > 0; distance /= 2)
-      value[c] += __shfl_down_sync(~0u, value[c], distance);
-    if (lane == 0) parts[c][warp] = value[c];
-  }
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < kCount) {
-    Value total{0};
-    for (int w = 0; w < kWarps; ++w) total += parts[threadIdx.x][w];
-    totals[threadIdx.x] = total;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) value[c] = totals[c];
-}
-
-/// One row of scores, with forced entries above everything.
+/// One row of scores. A warp owns neighbouring words of 32 entries, at most kHeld of them in registers; 0:
+/// the row is too long for that and is read again in every pass.
+template <int kThreads, int kHeld>
 struct ChoiceRow {
-  const float* scores;
-  int n;
-  bool force_first, force_last;
-  __device__ bool forced(int i) const { return (force_first && i == 0) || (force_last && i == n - 1); }
-  __device__ std::uint32_t key(int i) const { return forced(i) ? 0xFFFFFFFFu : order_key(scores[i]); }
+  static constexpr int kWarps = kThreads / 32;
+  const std::uint32_t* scores;
+  int n, force_first, force_last;
+  int words, per_warp;
+  std::uint32_t held[kHeld > 0 ? kHeld : 1];
+
+  __device__ ChoiceRow(const BlockChoiceParams& params, int head, int strip_row)
+      : n(params.row_entries > 0 ? params.row_entries : params.first_row + strip_row + 1),
+        force_first(params.force_first),
+        force_last(params.force_last) {
+    scores = reinterpret_cast<const std::uint32_t*>(
+        params.scores +
+        (static_cast<std::int64_t>(head) * params.strip_rows + strip_row) * params.score_stride);
+    words = (n + 31) / 32;
+    per_warp = (words + kWarps - 1) / kWarps;
+    if constexpr (kHeld > 0) {
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        const int i = entry(j);
+        held[j] = j < per_warp && i < n ? order_key(scores[i]) : 0;
+      }
+    }
+  }
+  __device__ int first_word() const { return (static_cast<int>(threadIdx.x) >> 5) * per_warp; }
+  __device__ int entry(int j) const { return (first_word() + j) * 32 + (static_cast<int>(threadIdx.x) & 31); }
+  __device__ bool forced(int i) const { return i < force_first || i >= n - force_last; }
+  /// body(key, i, j) for word j of the warp, lane by lane; all lanes call it, i < n or not.
+  template <class Body>
+  __device__ void for_words(const Body& body) const {
+    if constexpr (kHeld > 0) {
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j)
+        if (j < per_warp) body(held[j], entry(j), j);
+    } else {
+      for (int j = 0; j < per_warp; ++j) {
+        const int i = entry(j);
+        body(i < n ? order_key(scores[i]) : 0u, i, j);
+      }
+    }
+  }
 };
 
-/// The entries with keys above t, and the first `wanted` of those equal to t, are the k best.
 template <int kThreads>
-__device__ void find_count(const ChoiceRow& row, int k, ChoiceShared& shared, std::uint32_t& t, int& wanted) {
-  t = 0;
-  for (int shift = 30; shift >= 0; shift -= 2) {
-    int counts[3] = {0, 0, 0};
-    for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) {
-      const std::uint32_t key = row.key(i);
-#pragma unroll
-      for (int c = 0; c < 3; ++c)
-        counts[c] += key >= (t | (static_cast<std::uint32_t>(c + 1) << shift)) ? 1 : 0;
-    }
-    sum_over_block<kThreads>(counts, shared.counts, shared.int_total);
-    std::uint32_t digit = 0;
-#pragma unroll
-    for (int c = 0; c < 3; ++c)
-      if (counts[c] >= k) digit = static_cast<std::uint32_t>(c) + 1;
-    t |= digit << shift;
-  }
-  int above[1] = {0};
-  for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) above[0] += row.key(i) > t ? 1 : 0;
-  sum_over_block<kThreads>(above, shared.counts, shared.int_total);
-  wanted = k - above[0];
+__device__ void clear_bins(unsigned* bins) {
+  for (int bin = static_cast<int>(threadIdx.x) * 4; bin < kBins; bin += kThreads * 4)
+    *reinterpret_cast<uint4*>(bins + bin) = uint4{0, 0, 0, 0};
 }
 
-/// The same for the shortest prefix of the sorted row whose sum is above the target (`strictly`) or reaches
-/// it.
-template <int kThreads>
-__device__ void find_mass(const ChoiceRow& row, double mass, double mass_total, bool strictly,
-                          ChoiceShared& shared, std::uint32_t& t, int& wanted) {
-  const auto enough = [&](double sum, double target) { return strictly ? sum > target : sum >= target; };
-  double total[1] = {0.0};
-  for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) total[0] += row.scores[i];
-  sum_over_block<kThreads>(total, shared.masses, shared.double_total);
-  const double target = mass * (mass_total > 0 ? mass_total : total[0]);
-  t = 0;
-  if (enough(0.0, target)) {  // nothing is wanted
-    t = 0xFFFFFFFFu;
-    wanted = 0;
-    return;
+/// The cut behind the count best, forced ones among them.
+template <int kThreads, int kHeld>
+__device__ Threshold find_count(const ChoiceRow<kThreads, kHeld>& row, int count) {
+  __shared__ SearchShared<kThreads> shared;
+  alignas(16) __shared__ unsigned counts[kBins];
+  const int forced = min(row.n, row.force_first + row.force_last), k = min(count, row.n) - forced;
+  if (k <= 0) return Threshold::none();
+  if (k >= row.n - forced) return Threshold::all();
+  Search search{0, static_cast<unsigned>(k), 0};
+  for (int digit = 0; search.done == 0; ++digit) {
+    clear_bins<kThreads>(counts);
+    __syncthreads();
+    const Digits<std::uint32_t> digits(digit);
+    row.for_words([&](std::uint32_t key, int i, int) {
+      if (i < row.n && digits.matches(key, search.prefix) && !row.forced(i))
+        atomicAdd(&counts[digits.of(key)], 1u);
+    });
+    __syncthreads();
+    next_digit<kThreads>(search, digit, counts, shared);
   }
-  for (int shift = 30; shift >= 0; shift -= 2) {
-    double masses[3] = {0.0, 0.0, 0.0};
-    for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) {
-      const float score = row.scores[i];
-      const std::uint32_t key = order_key(score);
-#pragma unroll
-      for (int c = 0; c < 3; ++c)
-        if (key >= (t | (static_cast<std::uint32_t>(c + 1) << shift))) masses[c] += score;
-    }
-    sum_over_block<kThreads>(masses, shared.masses, shared.double_total);
-    std::uint32_t digit = 0;
-#pragma unroll
-    for (int c = 0; c < 3; ++c)
-      if (enough(masses[c], target)) digit = static_cast<std::uint32_t>(c) + 1;
-    t |= digit << shift;
+  return search.cut();
+}
+
+/// The cut behind the shortest prefix of the sorted row with enough mass.
+template <int kThreads, int kHeld>
+__device__ Threshold find_mass(const ChoiceRow<kThreads, kHeld>& row, const BlockChoiceParams& params) {
+  __shared__ SearchShared<kThreads> shared;
+  alignas(16) __shared__ unsigned counts[kBins], low[kBins], high[kBins];
+  if (params.mass == 0 && !params.strictly) return Threshold::none();
+  const bool of_row = !(params.mass_total > 0);
+  MassSearch search{0, 0, 0.0, params.mass * (of_row ? 1.0 : params.mass_total), 0, 0};
+  for (int digit = 0; digit < Digits<std::uint32_t>::kCount; ++digit) {
+    clear_bins<kThreads>(counts);
+    clear_bins<kThreads>(low);
+    clear_bins<kThreads>(high);
+    __syncthreads();
+    const Digits<std::uint32_t> digits(digit);
+    row.for_words([&](std::uint32_t key, int i, int) {
+      if (i >= row.n || !digits.matches(key, search.prefix)) return;
+      const unsigned bin = digits.of(key);
+      const std::uint32_t mantissa = mantissa_of_key(key);
+      atomicAdd(&counts[bin], 1u);
+      atomicAdd(&low[bin], mantissa & 4095u);
+      atomicAdd(&high[bin], mantissa >> 12);
+    });
+    __syncthreads();
+    next_digit<kThreads>(
+        search, digit, counts, [&](int bin) { return (Key64{high[bin]} << 12) + low[bin]; }, of_row,
+        params.strictly, shared);
+    if (search.missing != 0) return Threshold::all();
   }
-  int counts[1] = {0};
-  double above[1] = {0.0};
-  for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) {
-    const std::uint32_t key = order_key(row.scores[i]);
-    counts[0] += key == t ? 1 : 0;
-    if (key > t) above[0] += row.scores[i];
-  }
-  sum_over_block<kThreads>(counts, shared.counts, shared.int_total);
-  sum_over_block<kThreads>(above, shared.masses, shared.double_total);
-  // All entries of the group weigh the same: what the key stands for.
-  const double value = value_of_key(t), missing = target - above[0];
-  double more = counts[0];
-  if (value > 0) more = strictly ? floor(missing / value) + 1.0 : ceil(missing / value);
-  wanted = static_cast<int>(fmax(0.0, fmin(more, static_cast<double>(counts[0]))));
+  return {search.prefix, equal_needed(search, params.strictly)};
+}
+
+/// How many entries equal to the threshold earlier warps have.
+template <int kThreads, int kHeld>
+__device__ unsigned equal_in_earlier_warps(const ChoiceRow<kThreads, kHeld>& row, std::uint32_t threshold) {
+  __shared__ unsigned per_warp[kThreads / 32];
+  const int warp = static_cast<int>(threadIdx.x) >> 5;
+  unsigned own = 0, before = 0;
+  row.for_words([&](std::uint32_t key, int i, int) {
+    const bool equal = i < row.n && key == threshold && !row.forced(i);
+    own += static_cast<unsigned>(__popc(__ballot_sync(~0u, equal)));
+  });
+  if ((threadIdx.x & 31) == 0) per_warp[warp] = own;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) before += per_warp[w];
+  return before;
 }
 
 /// One block per row.
-template <int kThreads>
+template <int kThreads, int kHeld, bool kMass>
 __global__ void __launch_bounds__(kThreads)
     block_choice_kernel(const __grid_constant__ BlockChoiceParams params) {
-  constexpr int kWarps = kThreads / 32;
-  __shared__ ChoiceShared shared;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
-  const int head = static_cast<int>(blockIdx.y);
-  const int strip_row = static_cast<int>(blockIdx.x);
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int head = static_cast<int>(blockIdx.y), strip_row = static_cast<int>(blockIdx.x);
   if (params.only_heads != nullptr && params.only_heads[head] == 0) return;
-  const int row_index = params.first_row + strip_row;
-  const std::int64_t from = static_cast<std::int64_t>(head) * params.strip_rows + strip_row;
-  const int n = params.row_entries > 0 ? params.row_entries : row_index + 1;
-  ChoiceRow row{params.scores + from * params.score_stride, n, false, false};
-  std::uint32_t t;
-  int wanted;
-  if (params.mass >= 0) {
-    find_mass<kThreads>(row, params.mass, params.mass_total, params.strictly, shared, t, wanted);
+  const ChoiceRow<kThreads, kHeld> row(params, head, strip_row);
+  Threshold cut;
+  if constexpr (kMass) {
+    cut = find_mass(row, params);
   } else {
-    row.force_first = params.force_first;
-    row.force_last = params.force_last;
-    find_count<kThreads>(row, min(params.count, n), shared, t, wanted);
+    cut = find_count(row, params.count);
   }
-  const bool top_p = params.mass >= 0;
-  ChoiceRow forced = row;
-  forced.force_first = params.force_first;
-  forced.force_last = params.force_last;
+  unsigned equal_before = 0;
+  if (cut.wanted != 0 && cut.wanted != ~0u) equal_before = equal_in_earlier_warps(row, cut.threshold);
 
-  std::uint32_t* bits =
-      params.bits + (static_cast<std::int64_t>(head) * params.row_blocks + row_index) * params.words;
-  int equal_seen = 0;
-  for (int base = 0; base < params.words * 32; base += kThreads) {
-    const int i = base + thread;
-    const std::uint32_t key = i < n ? row.key(i) : 0;
-    const bool equal = i < n && key == t;
-    const unsigned equal_votes = __ballot_sync(~0u, equal);
-    if (lane == 0) shared.warp_equal[warp] = __popc(equal_votes);
-    __syncthreads();
-    int before = equal_seen, total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) before += shared.warp_equal[w];
-      total += shared.warp_equal[w];
+  const std::int64_t line =
+      static_cast<std::int64_t>(head) * params.row_blocks + params.first_row + strip_row;
+  std::uint32_t* bits = params.bits + line * params.words;
+  std::uint32_t mine = 0;  // lane l keeps word l of the warp, so that words are written side by side
+  row.for_words([&](std::uint32_t key, int i, int j) {
+    const bool forced = i < row.n && row.forced(i);
+    const bool equal = i < row.n && key == cut.threshold && !forced;
+    const unsigned equals = __ballot_sync(~0u, equal);
+    const unsigned rank = equal_before + static_cast<unsigned>(__popc(equals & ((1u << lane) - 1)));
+    const bool take = forced || (i < row.n && key > cut.threshold) || (equal && rank < cut.wanted);
+    const unsigned word = __ballot_sync(~0u, take);
+    equal_before += static_cast<unsigned>(__popc(equals));
+    if (kHeld > 0 && lane == j) mine = word;
+    if (kHeld == 0 && lane == 0 && i < row.n) {
+      std::uint32_t* to = bits + i / 32;
+      *to = params.add ? *to | word : word;
     }
-    equal_seen += total;
-    before += __popc(equal_votes & ((1u << lane) - 1));
-    const bool take = i < n && (key > t || (equal && before < wanted) || (top_p && forced.forced(i)));
-    const unsigned votes = __ballot_sync(~0u, take);
-    if (lane == 0 && base / 32 + warp < params.words) {
-      std::uint32_t* word = bits + base / 32 + warp;
-      *word = params.add ? *word | votes : votes;
-    }
-    __syncthreads();
+  });
+  if (kHeld > 0 && lane < row.per_warp && row.first_word() + lane < row.words) {
+    std::uint32_t* to = bits + row.first_word() + lane;
+    *to = params.add ? *to | mine : mine;
   }
+  if (params.add) return;
+  for (int word = row.words + static_cast<int>(threadIdx.x); word < params.words; word += kThreads)
+    bits[word] = 0;
 }
 
+/// One warp per row; a lane takes every 32nd word.
 template <bool kWrite>
 __global__ void block_lists_kernel(const __grid_constant__ BlockBits params,
                                    const __grid_constant__ TileListsOut out, int row_blocks) {
-  const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const std::int64_t slot = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) >> 5;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
   if (slot >= static_cast<std::int64_t>(params.heads) * row_blocks) return;
+  const int count = static_cast<int>(slot % row_blocks) + 1;
+  const std::uint32_t* bits = params.bits + slot * params.words;
+  const auto word_at = [&](int word) {
+    const int left = count - word * 32;
+    if (left <= 0) return 0u;
+    return left < 32 ? bits[word] & ((1u << left) - 1) : bits[word];
+  };
+  const auto lowest = [](unsigned word) { return __popc((word & (0u - word)) - 1); };
   std::int64_t at = kWrite ? out.range_begin[slot] : 0;
-  walk_bits(params.bits + slot * params.words, static_cast<int>(slot % row_blocks) + 1, params.block,
-            static_cast<int>(params.tokens), [&](int start, int end) {
-              if constexpr (kWrite) {
-                if (at < out.max_ranges) out.ranges[at] = {start, end - start};
-              }
-              ++at;
-            });
-  if constexpr (!kWrite) out.range_begin[slot + 1] = at;
+  unsigned carry = 0;
+  for (int first = 0; first * 32 < count; first += 32) {
+    const unsigned word = word_at(first + lane);
+    unsigned before = __shfl_up_sync(~0u, word, 1);
+    if (lane == 0) before = carry;
+    carry = __shfl_sync(~0u, word, 31);
+    const unsigned starts = word & ~(word << 1 | before >> 31);
+    const int number = __popc(starts), until = inclusive_scan(number);
+    if constexpr (kWrite) {
+      std::int64_t to = at + until - number;
+      for (unsigned rest = starts; rest != 0; rest &= rest - 1, ++to) {
+        const int bit = lowest(rest);
+        const unsigned gap = ~word & ~((1u << bit) - 1);
+        int end_word = first + lane;
+        unsigned ends = gap;
+        while (ends == 0) ends = ~word_at(++end_word);
+        const int start = ((first + lane) * 32 + bit) * params.block;
+        const int end = min((end_word * 32 + lowest(ends)) * params.block, static_cast<int>(params.tokens));
+        if (to < out.max_ranges) out.ranges[to] = {start, end - start};
+      }
+    }
+    at += __shfl_sync(~0u, until, 31);
+  }
+  if (!kWrite && lane == 0) out.range_begin[slot + 1] = at;
+}
+
+template <bool kMass>
+void launch_choice(const BlockChoiceParams& params, int longest, const dim3& grid, cudaStream_t stream) {
+  if (longest <= 512) {
+    block_choice_kernel<128, 4, kMass><<<grid, 128, 0, stream>>>(params);
+  } else if (longest <= 2048) {
+    block_choice_kernel<256, 8, kMass><<<grid, 256, 0, stream>>>(params);
+  } else if (longest <= 8192) {
+    block_choice_kernel<512, 16, kMass><<<grid, 512, 0, stream>>>(params);
+  } else {
+    block_choice_kernel<256, 0, kMass><<<grid, 256, 0, stream>>>(params);
+  }
+  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 }  // namespace
@@ -213,20 +245,19 @@ void choose_blocks_cuda(const BlockChoiceParams& params, int heads, int rows, cu
   if (heads == 0 || rows == 0) return;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(heads));
   const int longest = params.row_entries > 0 ? params.row_entries : params.first_row + rows;
-  if (longest <= 512) {
-    block_choice_kernel<64><<<grid, 64, 0, stream>>>(params);
-  } else if (longest <= 16384) {
-    block_choice_kernel<256><<<grid, 256, 0, stream>>>(params);
+  if (longest > kLongestRow)
+    throw_cuda(cudaErrorInvalidValue, "choice of blocks: a row of more than 2^20 scores");
+  if (params.mass >= 0) {
+    launch_choice<true>(params, longest, grid, stream);
   } else {
-    block_choice_kernel<1024><<<grid, 1024, 0, stream>>>(params);
+    launch_choice<false>(params, longest, grid, stream);
   }
-  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 void block_lists_cuda(const BlockBits& params, const TileListsOut& out, cudaStream_t stream) {
   const int row_blocks = static_cast<int>((params.tokens + params.block - 1) / params.block);
   const std::int64_t slots = static_cast<std::int64_t>(params.heads) * row_blocks;
-  const auto grid = static_cast<unsigned>((slots + 127) / 128);
+  const auto grid = static_cast<unsigned>((slots * 32 + 127) / 128);
   block_lists_kernel<false><<<grid, 128, 0, stream>>>(params, out, row_blocks);
   LACUNA_CUDA_TRY(cudaGetLastError());
   launch_list_scan(out, slots, stream);

@@ -94,15 +94,29 @@ void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t
   LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
+namespace {
+
+/// The list of all that is kept, with its length before it.
+std::size_t shared_list_bytes(int kv_heads, std::int64_t tokens) {
+  const auto entries = static_cast<std::size_t>(kv_heads * tokens) + 64;
+  return (entries * sizeof(std::int32_t) + 255) / 256 * 256;
+}
+
+}  // namespace
+
 std::size_t shared_budget_workspace_bytes(int kv_heads, std::int64_t tokens) {
-  return (static_cast<std::size_t>(kv_heads) * static_cast<std::size_t>(tokens) + 64) * sizeof(std::int32_t);
+  return shared_list_bytes(kv_heads, tokens) + std::max(top_k_workspace_bytes(kv_heads, tokens, false),
+                                                        top_k_workspace_bytes(1, kv_heads * tokens, false));
 }
 
 void shared_budget_cuda(const SharedBudgetParams& params, CudaWorkspace workspace, cudaStream_t stream) {
-  if (workspace.bytes < shared_budget_workspace_bytes(params.kv_heads, params.tokens))
+  const std::size_t list_bytes = shared_list_bytes(params.kv_heads, params.tokens);
+  if (workspace.bytes < list_bytes)
     throw_cuda(cudaErrorMemoryAllocation, "shared budget: workspace too small");
   auto* count = static_cast<std::int32_t*>(workspace.data);
   auto* all = count + 64;
+  const CudaWorkspace search{static_cast<unsigned char*>(workspace.data) + list_bytes,
+                             workspace.bytes - list_bytes};
   const auto tokens = static_cast<int>(params.tokens);
   const auto heads = static_cast<unsigned>(params.kv_heads);
 
@@ -111,7 +125,7 @@ void shared_budget_cuda(const SharedBudgetParams& params, CudaWorkspace workspac
   own.rows = params.kv_heads, own.n = tokens;
   own.k = params.floor, own.first = params.first, own.last = params.last;
   own.indices = params.kept, own.index_stride = params.kept_stride, own.counts = params.counts;
-  top_k_cuda(own, stream);
+  top_k_cuda(own, search, stream);
   raise_kept_kernel<<<heads, 256, 0, stream>>>(params.kept, params.counts, params.kept_stride, tokens,
                                                params.importance);
   LACUNA_CUDA_TRY(cudaGetLastError());
@@ -124,7 +138,7 @@ void shared_budget_cuda(const SharedBudgetParams& params, CudaWorkspace workspac
   rest.k = static_cast<int>(
       std::min<std::int64_t>(rest.n, std::max(params.capacity * params.kv_heads, least * params.kv_heads)));
   rest.indices = all, rest.index_stride = rest.n, rest.counts = count;
-  top_k_cuda(rest, stream);
+  top_k_cuda(rest, search, stream);
   split_heads_kernel<<<heads, 256, 0, stream>>>(all, count, tokens, params.kept, params.counts,
                                                 params.kept_stride);
   LACUNA_CUDA_TRY(cudaGetLastError());

@@ -117,7 +117,7 @@ KeptTokens keep_best(const CudaContext& context, const PrefillInput& input, cons
   top.index_stride = top.k;
   top.indices = take<std::int32_t>(context, heads * top.index_stride);
   top.counts = take<std::int32_t>(context, heads);
-  top_k_cuda(top, context.stream);
+  top_k_cuda(top, take_workspace(context, top_k_workspace_bytes(heads, tokens, false)), context.stream);
   return download_kept(context, input.info, top.indices, top.index_stride, top.counts, heads,
                        importance.not_finite);
 }
@@ -195,7 +195,7 @@ KeptTokens keep_best(const CudaContext& context, const PrefillInput& input, cons
   top.last = static_cast<int>(std::min(tokens, last));
   top.index_stride = top.k;
   top.indices = take<std::int32_t>(context, rows * top.index_stride);
-  double_top_k_cuda(top, context.stream);
+  double_top_k_cuda(top, take_workspace(context, double_top_k_workspace_bytes(rows, tokens)), context.stream);
   const auto host = download(context, top.indices, rows * top.index_stride);
   if (not_finite != nullptr) check_finite(input.info, download(context, not_finite, input.info.q_heads));
   KeptTokens lists;

@@ -6,7 +6,7 @@
 
 namespace lacuna {
 
-inline constexpr int kScanThreads = 1024;
+inline constexpr int kScanThreads = 1024, kScanLists = 8;  ///< lists of one thread at a time
 
 /// Calls emit(start, end) for the runs of set bits among the first `count`, in tokens, from left to right.
 template <class Emit>
@@ -37,21 +37,29 @@ static __global__ void list_scan_kernel(std::int64_t* range_begin, std::int64_t 
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
   std::int64_t before = 0;
   if (thread == 0) range_begin[0] = 0;
-  for (std::int64_t base = 0; base < lists; base += kScanThreads) {
-    const std::int64_t i = base + thread;
-    std::int64_t value = i < lists ? range_begin[1 + i] : 0;
+  for (std::int64_t base = 0; base < lists; base += kScanThreads * kScanLists) {
+    std::int64_t* own = range_begin + 1 + base + thread * kScanLists;
+    const std::int64_t left = lists - base - thread * kScanLists;
+    std::int64_t values[kScanLists], sum = 0;
+#pragma unroll
+    for (int j = 0; j < kScanLists; ++j) values[j] = j < left ? own[j] : 0;
+#pragma unroll
+    for (int j = 0; j < kScanLists; ++j) sum = values[j] += sum;
+    std::int64_t until = sum;
     for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int64_t other = __shfl_up_sync(~0u, value, distance);
-      if (lane >= distance) value += other;
+      const std::int64_t other = __shfl_up_sync(~0u, until, distance);
+      if (lane >= distance) until += other;
     }
-    if (lane == 31) warp_total[warp] = value;
+    if (lane == 31) warp_total[warp] = until;
     __syncthreads();
-    std::int64_t total = 0;
+    std::int64_t until_warp = before, total = 0;
     for (int w = 0; w < kScanThreads / 32; ++w) {
-      if (w < warp) value += warp_total[w];
+      if (w < warp) until_warp += warp_total[w];
       total += warp_total[w];
     }
-    if (i < lists) range_begin[1 + i] = min(before + value, max_ranges);
+#pragma unroll
+    for (int j = 0; j < kScanLists; ++j)
+      if (j < left) own[j] = min(until_warp + until - sum + values[j], max_ranges);
     before += total;
     __syncthreads();
   }

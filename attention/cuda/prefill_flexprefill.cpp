@@ -68,8 +68,13 @@ class FlexPrefill final : public DeviceSelector {
     kept.column_stride = kept.offset_stride = tokens;
     kept.column_counts = tally.columns;
     kept.offset_counts = tally.offsets;
-    kept.columns = best(column_sum, input, kSinkColumns, tally.columns);
-    kept.offsets = best(diagonal_sum, input, kLocalOffsets, tally.offsets);
+    const TopKParams columns = best(column_sum, input, kSinkColumns, tally.columns);
+    const TopKParams offsets = best(diagonal_sum, input, kLocalOffsets, tally.offsets);
+    top_k_pair_cuda(columns, offsets,
+                    take_workspace(context_, top_k_workspace_bytes(2 * info.q_heads, tokens, true)),
+                    context_.stream);
+    kept.columns = columns.indices;
+    kept.offsets = offsets.indices;
     if (original_) slash_bits_cuda(kept, block_, tally.near_truth, bits, chosen.words, context_.stream);
     if (!original_ && tau_ > 0) {
       kept.by_bits = tally.near_truth;
@@ -134,6 +139,9 @@ class FlexPrefill final : public DeviceSelector {
                         context_.stream);
 
     const std::int64_t map_size = blocks * words * 32;
+    if (map_size > std::numeric_limits<int>::max())
+      throw_resource("flexprefill with tau: {} blocks make a map of more than 2^31 pairs; set tau to 0",
+                     blocks);
     const std::int64_t fitting = kMapBytes / (map_size * static_cast<std::int64_t>(sizeof(float)));
     const auto at_once = static_cast<int>(std::clamp<std::int64_t>(fitting, 1, info.q_heads));
     BlockMapParams map;
@@ -141,18 +149,19 @@ class FlexPrefill final : public DeviceSelector {
     map.blocks = static_cast<int>(blocks);
     map.map_stride = words * 32;
     map.map = take<float>(context_, at_once * map_size);
+    const CudaWorkspace search = take_workspace(context_, top_k_workspace_bytes(at_once, map_size, true));
     for (int first = 0; first < info.q_heads; first += at_once) {
       LayerInfo some = info;
       some.q_head_begin += first;
       some.q_heads = std::min(at_once, info.q_heads - first);
       map.query_means = query_means + first * blocks * dim;
       map.only_heads = near_truth + first;
-      choose_from_map(some, map, bits + first * blocks * words, words);
+      choose_from_map(some, map, bits + first * blocks * words, words, search);
     }
   }
 
   void choose_from_map(const LayerInfo& info, const BlockMapParams& map, std::uint32_t* bits,
-                       std::int64_t words) const {
+                       std::int64_t words, CudaWorkspace search) const {
     const std::int64_t blocks = map.blocks;
     BlockChoiceParams rows;  // every row of the map by itself
     rows.scores = map.map;
@@ -169,28 +178,25 @@ class FlexPrefill final : public DeviceSelector {
     block_map_softmax_cuda(info, map, context_.stream);
     BlockChoiceParams always = rows;
     always.mass = 0;  // nothing but the forced ones
-    always.force_first = always.force_last = true;
+    always.force_first = always.force_last = 1;
     always.add = true;
     choose_blocks_cuda(always, info.q_heads, map.blocks, context_.stream);
-    if (blocks * map.map_stride > std::numeric_limits<int>::max())
-      throw_resource("flexprefill with tau: {} blocks make a map of more than 2^31 pairs; set tau to 0",
-                     blocks);
-    BlockChoiceParams share = rows;  // the map as one long row
+    TopKParams share;  // the map as one long row
+    share.scores = map.map;
     share.score_stride = blocks * map.map_stride;
-    share.strip_rows = share.row_blocks = 1;
-    share.row_entries = static_cast<int>(blocks * map.map_stride);
-    share.words = blocks * words;
+    share.rows = info.q_heads;
+    share.n = static_cast<int>(share.score_stride);
     share.mass = alpha_;
     share.mass_total = static_cast<double>(blocks);
-    share.strictly = true;
-    share.add = true;
-    choose_blocks_cuda(share, info.q_heads, 1, context_.stream);
+    share.only_rows = map.only_heads;
+    share.bits = bits;
+    share.bit_words = blocks * words;
+    top_k_cuda(share, search, context_.stream);
   }
 
   /// The smallest prefix of the sorted distribution with mass above alpha, at least min_budget; of that many,
   /// the first `first` entries are always there.
-  const std::int32_t* best(const float* sums, const PrefillInput& input, int first,
-                           std::int32_t* counts) const {
+  TopKParams best(const float* sums, const PrefillInput& input, int first, std::int32_t* counts) const {
     const std::int64_t tokens = input.q.tokens;
     TopKParams top;
     top.scores = sums;
@@ -204,8 +210,7 @@ class FlexPrefill final : public DeviceSelector {
     top.indices = take<std::int32_t>(context_, input.info.q_heads * tokens);
     top.index_stride = tokens;
     top.counts = counts;
-    top_k_cuda(top, context_.stream);
-    return top.indices;
+    return top;
   }
 
   bool original_;

@@ -65,9 +65,14 @@ class VerticalSlash final : public DeviceSelector {
     kept.offset_stride = offsets;
     std::int32_t *column_counts = take<std::int32_t>(context_, info.q_heads),
                  *offset_counts = take<std::int32_t>(context_, info.q_heads);
-    kept.columns = best(column_sum, info.q_heads, tokens, columns, kSinkColumns, column_counts);
+    TopKParams vertical = best(column_sum, info.q_heads, tokens, columns, kSinkColumns, column_counts);
+    TopKParams slash = best(diagonal_sum, info.q_heads, tokens, offsets, kLocalOffsets, offset_counts);
+    top_k_pair_cuda(vertical, slash,
+                    take_workspace(context_, top_k_workspace_bytes(2 * info.q_heads, tokens, false)),
+                    context_.stream);
+    kept.columns = vertical.indices;
     kept.column_counts = column_counts;
-    kept.offsets = best(diagonal_sum, info.q_heads, tokens, offsets, kLocalOffsets, offset_counts);
+    kept.offsets = slash.indices;
     kept.offset_counts = offset_counts;
 
     counts.index_flops += info.q_heads * (window_scores_flops(info, tokens, window_) +
@@ -83,8 +88,8 @@ class VerticalSlash final : public DeviceSelector {
 
  private:
   /// The first `first` entries and the best others, `k` in all.
-  const std::int32_t* best(const float* scores, int heads, std::int64_t tokens, std::int64_t k, int first,
-                           std::int32_t* counts) const {
+  TopKParams best(const float* scores, int heads, std::int64_t tokens, std::int64_t k, int first,
+                  std::int32_t* counts) const {
     TopKParams top;
     top.scores = scores;
     top.score_stride = tokens;
@@ -95,8 +100,7 @@ class VerticalSlash final : public DeviceSelector {
     top.index_stride = k;
     top.counts = counts;
     top.indices = take<std::int32_t>(context_, heads * k);
-    top_k_cuda(top, context_.stream);
-    return top.indices;
+    return top;
   }
 
   std::int64_t verticals_, slashes_, window_;

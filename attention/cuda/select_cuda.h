@@ -39,16 +39,22 @@ struct TopKParams {
   /// is above mass * mass_total. The order for that knows no forced entries; the choice of that many then
   /// does.
   double mass = -1.0;
-  double mass_total = 0.0;  ///< 0: the sum of the row
-  /// Rows in groups, of which only the first rows_used are wanted: row r of group g reads score row
-  /// g * rows_per_group + r and writes row g * group_rows_out + r. 0: rows are not grouped.
-  int rows_per_group = 0, rows_used = 0;
-  std::int64_t group_rows_out = 0;
-  std::int32_t* indices = nullptr;  ///< [rows, index_stride]
+  double mass_total = 0.0;          ///< 0: the sum of the row
+  const int* only_rows = nullptr;   ///< device, [rows]: rows with 0 are left alone; null: none are
+  std::int32_t* indices = nullptr;  ///< [rows, index_stride] or null
   std::int64_t index_stride = 0;
-  std::int32_t* counts = nullptr;  ///< [rows]
+  std::int32_t* counts = nullptr;  ///< [rows] or null
+  std::uint32_t* bits =
+      nullptr;  ///< [rows, bit_words] or null: one bit per chosen entry, added to what is there
+  std::int64_t bit_words = 0;
 };
-void top_k_cuda(const TopKParams& params, cudaStream_t stream);
+/// The workspace may be used again as soon as what comes after it is enqueued.
+void top_k_cuda(const TopKParams& params, CudaWorkspace workspace, cudaStream_t stream);
+/// Both choices in the time of one.
+void top_k_pair_cuda(const TopKParams& first, const TopKParams& second, CudaWorkspace workspace,
+                     cudaStream_t stream);
+/// For rows of at most n entries; `mass`: whether some are chosen by mass.
+std::size_t top_k_workspace_bytes(std::int64_t rows, std::int64_t n, bool mass);
 
 // --- Tile lists
 // ----------------------------------------------------------------------------------------------------
@@ -115,10 +121,10 @@ struct BlockChoiceParams {
   int count = 0;
   double mass = -1, mass_total = 0;
   bool strictly = false;
-  bool force_first = false, force_last = false;
-  bool add = false;                 ///< to the bits that are there
-  const int* only_heads = nullptr;  ///< device, [heads]: heads with 0 are left alone; null: none are
-  std::uint32_t* bits = nullptr;    ///< [heads, row_blocks, words]; whole words are written
+  int force_first = 0, force_last = 0;  ///< so many at the ends are taken in any case
+  bool add = false;                     ///< to the bits that are there
+  const int* only_heads = nullptr;      ///< device, [heads]: heads with 0 are left alone; null: none are
+  std::uint32_t* bits = nullptr;        ///< [heads, row_blocks, words]; whole words are written
   int row_blocks = 0;
   std::int64_t words = 0;
 };
@@ -192,7 +198,8 @@ struct DoubleTopKParams {
   std::int32_t* indices = nullptr;  ///< [rows, index_stride]
   std::int64_t index_stride = 0;
 };
-void double_top_k_cuda(const DoubleTopKParams& params, cudaStream_t stream);
+void double_top_k_cuda(const DoubleTopKParams& params, CudaWorkspace workspace, cudaStream_t stream);
+std::size_t double_top_k_workspace_bytes(std::int64_t rows, std::int64_t n);
 
 /// Copies kept tokens of contiguous k and v into pages: kept [kv_heads, kept_stride] ascending with counts;
 /// page_ids [kv_heads, id_stride] give each head's pages.

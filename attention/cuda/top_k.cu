@@ -1,208 +1,343 @@
-// Top-k and top-p by radix descent: the threshold is found two bits at a time by counting, so that there are
-// no atomics and sums have a fixed order.
-#include <cmath>
+// Top-k and top-p of long rows: many blocks per row find the threshold by histograms of digits in global
+// memory, 11 bits at a time, then write what lies above it in order. See radix.cuh.
+//
+// One launch per digit and two for the choice, whatever the number of rows: a kernel begins by reading what
+// the one before it has counted. 56 rows of 131072 floats (29 MB) stay in the second-level cache, so a pass
+// costs about 29 MB at its speed, and all passes together a tenth of a millisecond.
+#include <algorithm>
 #include <cstdint>
+#include <utility>
 
+#include "attention/cuda/radix.cuh"
 #include "attention/cuda/select_cuda.h"
-#include "attention/cuda/take_in_order.cuh"
 #include "core/cuda.h"
 
 namespace lacuna {
 
 namespace {
 
-constexpr int kMaxWarps = 32;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kWords = 32;                 ///< of 32 entries, that a warp looks at
+constexpr int kChunk = kThreads * kWords;  ///< entries of a block
 
-/// Order-preserving map of floats to unsigned integers; a larger float is a larger integer.
-__device__ std::uint32_t sortable(float x) {
-  const std::uint32_t bits = __float_as_uint(x);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
+/// What a row's blocks tell each other. All zero at first.
+template <class Key>
+struct alignas(16) RowSpace {
+  unsigned counts[Digits<Key>::kCount][kBins];
+  RankSearch<Key> steps[Digits<Key>::kCount + 1];  ///< before each digit, and at the end
+};
+struct alignas(16) MassSpace {
+  unsigned counts[Digits<std::uint32_t>::kCount][kBins];
+  Key64 mantissas[Digits<std::uint32_t>::kCount][kBins];
+  MassSearch steps[Digits<std::uint32_t>::kCount];
+};
 
-/// The scores of one row, with the forced entries raised to the top.
+/// Choices of one kind: float rows with everything that TopKParams knows, or rows of doubles.
+template <class Key>
+struct Calls {
+  TopKParams params[2];
+  int rows_of_first;
+  int chunks;             ///< of the longest row
+  RowSpace<Key>* space;   ///< [rows]
+  MassSpace* mass_space;  ///< [rows], or null: no row is chosen by mass
+  uint2* chunk_counts;    ///< [rows, chunks]: above the threshold, and equal to it
+};
+
+/// A row as one block sees it.
+template <class Key>
 struct Row {
-  const float* scores;
-  int n, first, last;
-  __device__ std::uint32_t key(int i) const {
-    return i < first || i >= n - last ? 0xFFFFFFFFu : sortable(scores[i]);
+  const TopKParams& params;
+  const Key* scores;
+  int index;          ///< among the rows of its call
+  int n, begin, end;  ///< entries, and those of this block
+  bool skip;
+  RowSpace<Key>& space;
+  MassSpace* mass_space;
+  uint2* chunk_counts;
+
+  __device__ explicit Row(const Calls<Key>& calls)
+      : params(calls.params[static_cast<int>(blockIdx.y) < calls.rows_of_first ? 0 : 1]),
+        space(calls.space[blockIdx.y]),
+        mass_space(calls.mass_space == nullptr ? nullptr : calls.mass_space + blockIdx.y),
+        chunk_counts(calls.chunk_counts + static_cast<std::int64_t>(blockIdx.y) * calls.chunks) {
+    index = static_cast<int>(blockIdx.y) -
+            (static_cast<int>(blockIdx.y) < calls.rows_of_first ? 0 : calls.rows_of_first);
+    scores = reinterpret_cast<const Key*>(params.scores) + index * params.score_stride;
+    n = params.row_n != nullptr ? min(params.row_n[index], params.n) : params.n;
+    begin = static_cast<int>(blockIdx.x) * kChunk;
+    end = min(begin + kChunk, n);
+    // The first block works for empty rows as well.
+    skip = (begin >= n && blockIdx.x > 0) || (params.only_rows != nullptr && params.only_rows[index] == 0);
+  }
+
+  __device__ bool leader() const { return blockIdx.x == 0 && threadIdx.x == 0; }
+  __device__ bool forced(int i) const { return i < params.first || i >= n - params.last; }
+  __device__ int forced_count() const { return min(n, params.first + params.last); }
+  /// body(key, i, word) for a warp's neighbouring entries, lane by lane; all lanes call it, i < end or not.
+  template <class Body>
+  __device__ void for_entries(const Body& body) const {
+    const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+    const int first = begin + warp * kWords * 32 + lane;
+#pragma unroll 8
+    for (int word = 0; word < kWords; ++word) {
+      const int i = first + word * 32;
+      body(i < end ? order_key(scores[i]) : Key{0}, i, word);
+    }
+  }
+  /// How many entries the count asks for before digits are looked at, `least` of them for a mass.
+  __device__ RankSearch<Key> start(int least) const {
+    using Search = RankSearch<Key>;
+    const int k = min(n, max(max(params.k, least), params.first + params.last)) - forced_count();
+    if (k >= n - forced_count()) return Search::finished(Cut<Key>::all());
+    if (k <= 0) return Search::finished(Cut<Key>::none());
+    return {0, static_cast<unsigned>(k), 0};
   }
 };
 
-struct Shared {
-  int counts[3][kMaxWarps];
-  double masses[3][kMaxWarps];
-  int int_total[3];
-  double double_total[3];
-};
-
-/// Sums over the block in a fixed order; every thread gets the result.
-template <int kThreads, int kCount, class Value>
-__device__ __forceinline__ void block_sum(Value (&value)[kCount], Value (*parts)[kMaxWarps], Value* totals) {
-  constexpr int kWarps = kThreads / 32;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int warp = static_cast<int>(threadIdx.x) >> 5;
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) {
-    for (int distance = 16; distance > 0; distance /= 2)
-      value[c] += __shfl_down_sync(~0u, value[c], distance);
-    if (lane == 0) parts[c][warp] = value[c];
+/// Adds one digit of the entries that share the prefix found so far to the mass histogram.
+__global__ void __launch_bounds__(kThreads)
+    mass_kernel(const __grid_constant__ Calls<std::uint32_t> calls, int digit) {
+  __shared__ unsigned counts[kBins], low[kBins], high[kBins];
+  __shared__ SearchShared<kThreads> shared;
+  const Row<std::uint32_t> row(calls);
+  if (row.skip || row.params.mass < 0) return;
+  MassSpace& space = *row.mass_space;
+  MassSearch search{0, 0, 0.0, row.params.mass, 0, 0};
+  const bool of_row = !(row.params.mass_total > 0);
+  if (!of_row) search.target *= row.params.mass_total;
+  if (digit > 0) {
+    search = space.steps[digit - 1];
+    const Key64* mantissas = space.mantissas[digit - 1];
+    next_digit<kThreads>(
+        search, digit - 1, space.counts[digit - 1], [&](int bin) { return mantissas[bin]; }, of_row, true,
+        shared);
   }
+  if (row.leader()) space.steps[digit] = search;
+  if (search.missing != 0) return;
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads)
+    counts[bin] = low[bin] = high[bin] = 0;
   __syncthreads();
-  for (int c = warp; c < kCount; c += kWarps) {
-    Value total = lane < kWarps ? parts[c][lane] : Value{0};
-    for (int distance = kMaxWarps / 2; distance > 0; distance /= 2)
-      total += __shfl_down_sync(~0u, total, distance);
-    if (lane == 0) totals[c] = total;
+  const Digits<std::uint32_t> digits(digit);
+  row.for_entries([&](std::uint32_t key, int i, int) {
+    if (i >= row.end || !digits.matches(key, search.prefix)) return;
+    const unsigned bin = digits.of(key);
+    const std::uint32_t mantissa = mantissa_of_key(key);
+    atomicAdd(&counts[bin], 1u);
+    atomicAdd(&low[bin], mantissa & 4095u);
+    atomicAdd(&high[bin], mantissa >> 12);
+  });
+  __syncthreads();
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) {
+    if (counts[bin] == 0) continue;
+    atomicAdd(&space.counts[digit][bin], counts[bin]);
+    atomicAdd(&space.mantissas[digit][bin], (Key64{high[bin]} << 12) + low[bin]);
   }
-  __syncthreads();
-#pragma unroll
-  for (int c = 0; c < kCount; ++c) value[c] = totals[c];
 }
 
-/// The block's view of one row while it looks for a threshold. A thread keeps kHeld entries in registers; 0:
-/// the row is too long for that and is read again in every pass.
-template <int kHeld, int kThreads>
-struct Search {
-  Row row;
-  Shared& shared;
-  std::uint32_t held[kHeld > 0 ? kHeld : 1];
-
-  __device__ Search(const Row& r, Shared& s) : row(r), shared(s) {}
-  __device__ void load() {
-    if constexpr (kHeld > 0) {
-#pragma unroll
-      for (int j = 0; j < kHeld; ++j) {
-        const int i = j * kThreads + static_cast<int>(threadIdx.x);
-        held[j] = i < row.n ? row.key(i) : 0;
+/// The search for the count as it stands before `digit`; the whole block calls it.
+template <class Key>
+__device__ RankSearch<Key> search_before(const Row<Key>& row, int digit, SearchShared<kThreads>& shared) {
+  RankSearch<Key> search{};
+  if (digit > 0) {
+    search = row.space.steps[digit - 1];
+    next_digit<kThreads>(search, digit - 1, row.space.counts[digit - 1], shared);
+  } else {
+    int least = 0;
+    if constexpr (sizeof(Key) == 4) {
+      if (row.params.mass >= 0) {  // how many entries the mass needs, before any is forced
+        constexpr int kLast = Digits<Key>::kCount - 1;
+        MassSearch mass = row.mass_space->steps[kLast];
+        const Key64* mantissas = row.mass_space->mantissas[kLast];
+        next_digit<kThreads>(
+            mass, kLast, row.mass_space->counts[kLast], [&](int bin) { return mantissas[bin]; }, false, true,
+            shared);
+        least = mass.missing != 0 ? row.n : static_cast<int>(mass.before + equal_needed(mass, true));
       }
     }
+    search = row.start(least);
   }
-  template <class Body>
-  __device__ void for_keys(Body&& body) const {
-    if constexpr (kHeld > 0) {
+  if (row.leader()) row.space.steps[digit] = search;
+  return search;
+}
+
+/// Adds one digit of the entries that may be chosen and share the prefix found so far to the histogram.
+template <class Key>
+__global__ void __launch_bounds__(kThreads)
+    count_kernel(const __grid_constant__ Calls<Key> calls, int digit) {
+  __shared__ unsigned counts[kBins];
+  __shared__ SearchShared<kThreads> shared;
+  const Row<Key> row(calls);
+  if (row.skip) return;
+  const RankSearch<Key> search = search_before(row, digit, shared);
+  if (search.done != 0) return;
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) counts[bin] = 0;
+  __syncthreads();
+  const Digits<Key> digits(digit);
+  row.for_entries([&](Key key, int i, int) {
+    if (i < row.end && digits.matches(key, search.prefix) && !row.forced(i))
+      atomicAdd(&counts[digits.of(key)], 1u);
+  });
+  __syncthreads();
+  for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads)
+    if (counts[bin] != 0) atomicAdd(&row.space.counts[digit][bin], counts[bin]);
+}
+
+/// Which of a warp's entries of one word are above the cut and which equal to it, one bit per lane.
+template <class Key>
+__device__ inline uint2 votes_of(const Row<Key>& row, const Cut<Key>& cut, Key key, int i) {
+  const bool above = i < row.end && (key > cut.threshold || row.forced(i));
+  const bool equal = i < row.end && !above && key == cut.threshold;
+  return {__ballot_sync(~0u, above), __ballot_sync(~0u, equal)};
+}
+
+/// Counts what each chunk has above the threshold and equal to it.
+template <class Key>
+__global__ void __launch_bounds__(kThreads) tally_kernel(const __grid_constant__ Calls<Key> calls) {
+  __shared__ SearchShared<kThreads> shared;
+  __shared__ uint2 parts[kWarps];
+  const Row<Key> row(calls);
+  if (row.skip) return;
+  const Cut<Key> cut = search_before(row, Digits<Key>::kCount, shared).cut();
+  uint2 sum{0, 0};
+  row.for_entries([&](Key key, int i, int) {
+    const uint2 votes = votes_of(row, cut, key, i);
+    sum.x += static_cast<unsigned>(__popc(votes.x));
+    sum.y += static_cast<unsigned>(__popc(votes.y));
+  });
+  if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < kWarps; ++w) sum.x += parts[w].x, sum.y += parts[w].y;
+  row.chunk_counts[blockIdx.x] = sum;
+}
+
+/// Writes the chosen indices, or their bits.
+template <class Key>
+__global__ void __launch_bounds__(kThreads) write_kernel(const __grid_constant__ Calls<Key> calls) {
+  __shared__ uint2 parts[kWarps], earlier[kWarps];
+  const Row<Key> row(calls);
+  if (row.skip) return;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
+  const Cut<Key> cut = row.space.steps[Digits<Key>::kCount].cut();
+  const TopKParams& params = row.params;
+
+  // What lies before this chunk and, within it, before this warp.
+  uint2 before{0, 0}, own{0, 0};
+  for (int chunk = thread; chunk < static_cast<int>(blockIdx.x); chunk += kThreads)
+    before.x += row.chunk_counts[chunk].x, before.y += row.chunk_counts[chunk].y;
 #pragma unroll
-      for (int j = 0; j < kHeld; ++j) {
-        const int i = j * kThreads + static_cast<int>(threadIdx.x);
-        if (i < row.n) body(held[j], i);
-      }
-    } else {
-      for (int i = static_cast<int>(threadIdx.x); i < row.n; i += kThreads) body(row.key(i), i);
-    }
+  for (int distance = 16; distance > 0; distance /= 2) {
+    before.x += __shfl_xor_sync(~0u, before.x, distance);
+    before.y += __shfl_xor_sync(~0u, before.y, distance);
+  }
+  row.for_entries([&](Key key, int i, int) {
+    const uint2 votes = votes_of(row, cut, key, i);
+    own.x += static_cast<unsigned>(__popc(votes.x));
+    own.y += static_cast<unsigned>(__popc(votes.y));
+  });
+  if (lane == 0) earlier[warp] = before, parts[warp] = own;
+  __syncthreads();
+  before = {0, 0};
+  for (int w = 0; w < kWarps; ++w) {
+    before.x += earlier[w].x, before.y += earlier[w].y;
+    if (w < warp) before.x += parts[w].x, before.y += parts[w].y;
   }
 
-  /// The largest key t such that the entries with keys of t and more are at least k and, when wanted_mass >=
-  /// 0, weigh more than that. `wanted` of the entries equal to t are needed. Zero and all when no t is
-  /// enough.
-  __device__ __forceinline__ void threshold(int k, double wanted_mass, std::uint32_t& t, int& above,
-                                            int& wanted) const {
-    t = 0;
-    for (int shift = 30; shift >= 0; shift -= 2) {
-      int counts[3] = {0, 0, 0};
-      double masses[3] = {0.0, 0.0, 0.0};
-      for_keys([&](std::uint32_t key, int i) {
-#pragma unroll
-        for (int c = 0; c < 3; ++c)
-          if (key >= (t | (static_cast<std::uint32_t>(c + 1) << shift))) {
-            ++counts[c];
-            if (wanted_mass >= 0) masses[c] += row.scores[i];
-          }
-      });
-      block_sum<kThreads>(counts, shared.counts, shared.int_total);
-      if (wanted_mass >= 0) block_sum<kThreads>(masses, shared.masses, shared.double_total);
-      std::uint32_t digit = 0;
-#pragma unroll
-      for (int c = 0; c < 3; ++c)
-        if (counts[c] >= k && (wanted_mass < 0 || masses[c] > wanted_mass))
-          digit = static_cast<std::uint32_t>(c) + 1;
-      t |= digit << shift;
-    }
-    int counts[2] = {0, 0};
-    double masses[1] = {0.0};
-    for_keys([&](std::uint32_t key, int i) {
-      counts[0] += key > t ? 1 : 0;
-      counts[1] += key == t ? 1 : 0;
-      if (wanted_mass >= 0 && key > t) masses[0] += row.scores[i];
-    });
-    block_sum<kThreads>(counts, shared.counts, shared.int_total);
-    above = counts[0];
-    wanted = max(0, k - above);
-    if (wanted_mass >= 0) {
-      block_sum<kThreads>(masses, shared.masses, shared.double_total);
-      if (!(masses[0] > wanted_mass)) {
-        // All entries of the group weigh the same: what the key stands for.
-        const double value = __uint_as_float((t & 0x80000000u) != 0 ? t & 0x7FFFFFFFu : ~t);
-        const double more = value > 0 ? floor((wanted_mass - masses[0]) / value) + 1.0 : counts[1];
-        wanted = max(wanted, static_cast<int>(fmin(more, static_cast<double>(counts[1]))));
-      }
-    }
-    wanted = min(wanted, counts[1]);
-  }
-};
+  const unsigned lower = (1u << lane) - 1;
+  std::int32_t* indices =
+      params.indices == nullptr ? nullptr : params.indices + row.index * params.index_stride;
+  row.for_entries([&](Key key, int i, int) {
+    const uint2 votes = votes_of(row, cut, key, i);
+    const unsigned equal_before = before.y + static_cast<unsigned>(__popc(votes.y & lower));
+    const bool take =
+        (votes.x >> lane & 1u) != 0 || ((votes.y >> lane & 1u) != 0 && equal_before < cut.wanted);
+    if (indices != nullptr && take)
+      indices[before.x + static_cast<unsigned>(__popc(votes.x & lower)) + min(equal_before, cut.wanted)] = i;
+    const unsigned word = __ballot_sync(~0u, take);
+    if (params.bits != nullptr && lane == 0 && i < row.n)
+      params.bits[row.index * params.bit_words + i / 32] |= word;
+    before.x += static_cast<unsigned>(__popc(votes.x));
+    before.y += static_cast<unsigned>(__popc(votes.y));
+  });
+  const bool last = row.end == row.n && thread == kThreads - 1;
+  if (last && params.counts != nullptr)
+    params.counts[row.index] = static_cast<std::int32_t>(before.x + min(before.y, cut.wanted));
+}
 
-template <int kHeld, int kThreads>
-__global__ void __launch_bounds__(kThreads) top_k_kernel(const __grid_constant__ TopKParams params) {
-  __shared__ Shared shared;
-  const int row_index = static_cast<int>(blockIdx.x);
-  std::int64_t row_out = row_index;
-  if (params.rows_per_group > 0) {
-    const int inside = row_index % params.rows_per_group;
-    if (inside >= params.rows_used) return;
-    row_out = row_index / params.rows_per_group * params.group_rows_out + inside;
-  }
-  const int n = params.row_n != nullptr ? params.row_n[row_index] : params.n;
-  Row row{params.scores + row_index * params.score_stride, n, 0, 0};
-  int k = min(max(params.k, 0), n);
-  Search<kHeld, kThreads> search(row, shared);
+int chunks_of(std::int64_t n) {
+  return static_cast<int>(std::max<std::int64_t>(1, (n + kChunk - 1) / kChunk));
+}
+std::size_t rounded(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-  if (params.mass >= 0.0f) {  // how many entries the mass needs, before any is forced
-    search.load();
-    double total[1] = {params.mass_total};
-    if (params.mass_total <= 0.0f) {
-      total[0] = 0.0;
-      search.for_keys([&](std::uint32_t, int i) { total[0] += row.scores[i]; });
-      block_sum<kThreads>(total, shared.masses, shared.double_total);
+template <class Key>
+std::size_t space_bytes(std::int64_t rows, std::int64_t n, bool mass) {
+  const auto count = static_cast<std::size_t>(rows);
+  return rounded(count * sizeof(RowSpace<Key>)) + (mass ? rounded(count * sizeof(MassSpace)) : 0) +
+         rounded(count * static_cast<std::size_t>(chunks_of(n)) * sizeof(uint2));
+}
+
+template <class Key>
+void choose(Calls<Key> calls, int rows, CudaWorkspace workspace, cudaStream_t stream) {
+  if (rows == 0) return;
+  const TopKParams(&params)[2] = calls.params;
+  const bool mass = params[0].mass >= 0 || params[1].mass >= 0;
+  const int n = std::max(params[0].n, params[1].n);
+  const std::size_t bytes = space_bytes<Key>(rows, n, mass);
+  if (workspace.bytes < bytes) throw_cuda(cudaErrorMemoryAllocation, "top-k: workspace too small");
+  LACUNA_CUDA_TRY(cudaMemsetAsync(workspace.data, 0, bytes, stream));
+  auto* at = static_cast<unsigned char*>(workspace.data);
+  const auto take = [&](std::size_t size) { return std::exchange(at, at + rounded(size)); };
+  const auto count = static_cast<std::size_t>(rows);
+  calls.space = reinterpret_cast<RowSpace<Key>*>(take(count * sizeof(RowSpace<Key>)));
+  if (mass) calls.mass_space = reinterpret_cast<MassSpace*>(take(count * sizeof(MassSpace)));
+  calls.chunks = chunks_of(n);
+  calls.chunk_counts = reinterpret_cast<uint2*>(at);
+
+  const dim3 grid(static_cast<unsigned>(calls.chunks), static_cast<unsigned>(rows));
+  if constexpr (sizeof(Key) == 4) {
+    for (int digit = 0; mass && digit < Digits<Key>::kCount; ++digit) {
+      mass_kernel<<<grid, kThreads, 0, stream>>>(calls, digit);
+      LACUNA_CUDA_TRY(cudaGetLastError());
     }
-    std::uint32_t t;
-    int above, wanted;
-    search.threshold(0, params.mass * total[0], t, above, wanted);
-    k = max(k, above + wanted);
   }
-  search.row.first = row.first = min(params.first, n);
-  search.row.last = row.last = min(params.last, n);
-  k = min(n, max(k, params.first + params.last));
-  const bool everything = k >= n;
-  std::uint32_t threshold = 0;
-  int above_count = 0, wanted = n;
-  if (!everything) {
-    search.load();
-    search.threshold(k, -1.0, threshold, above_count, wanted);
+  for (int digit = 0; digit < Digits<Key>::kCount; ++digit) {
+    count_kernel<Key><<<grid, kThreads, 0, stream>>>(calls, digit);
+    LACUNA_CUDA_TRY(cudaGetLastError());
   }
-
-  const auto standing = [&](int i) {
-    const std::uint32_t key = row.key(i);
-    if (everything || key > threshold) return Standing::kAbove;
-    return key == threshold ? Standing::kEqual : Standing::kBelow;
-  };
-  const int written =
-      take_in_order<kThreads>(n, wanted, standing, params.indices + row_out * params.index_stride);
-  if (threadIdx.x == 0) params.counts[row_out] = written;
+  tally_kernel<Key><<<grid, kThreads, 0, stream>>>(calls);
+  LACUNA_CUDA_TRY(cudaGetLastError());
+  write_kernel<Key><<<grid, kThreads, 0, stream>>>(calls);
+  LACUNA_CUDA_TRY(cudaGetLastError());
 }
 
 }  // namespace
 
-void top_k_cuda(const TopKParams& params, cudaStream_t stream) {
-  if (params.rows == 0) return;
-  const auto rows = static_cast<unsigned>(params.rows);
-  if (params.n <= 32 * 64) {  // short rows come by the thousand: small blocks
-    top_k_kernel<32, 64><<<rows, 64, 0, stream>>>(params);
-  } else if (params.n <= 8 * 1024 && rows <= 256) {  // few rows: a step of decoding waits for them
-    top_k_kernel<8, 1024><<<rows, 1024, 0, stream>>>(params);
-  } else if (params.n <= 32 * 256) {
-    top_k_kernel<32, 256><<<rows, 256, 0, stream>>>(params);
-  } else {
-    top_k_kernel<0, 1024><<<rows, 1024, 0, stream>>>(params);
-  }
-  LACUNA_CUDA_TRY(cudaGetLastError());
+std::size_t top_k_workspace_bytes(std::int64_t rows, std::int64_t n, bool mass) {
+  return space_bytes<std::uint32_t>(rows, n, mass);
+}
+std::size_t double_top_k_workspace_bytes(std::int64_t rows, std::int64_t n) {
+  return space_bytes<Key64>(rows, n, false);
+}
+
+void top_k_cuda(const TopKParams& params, CudaWorkspace workspace, cudaStream_t stream) {
+  choose(Calls<std::uint32_t>{{params, {}}, params.rows, 0, nullptr, nullptr, nullptr}, params.rows,
+         workspace, stream);
+}
+
+void top_k_pair_cuda(const TopKParams& first, const TopKParams& second, CudaWorkspace workspace,
+                     cudaStream_t stream) {
+  choose(Calls<std::uint32_t>{{first, second}, first.rows, 0, nullptr, nullptr, nullptr},
+         first.rows + second.rows, workspace, stream);
+}
+
+void double_top_k_cuda(const DoubleTopKParams& params, CudaWorkspace workspace, cudaStream_t stream) {
+  TopKParams same;
+  same.scores = reinterpret_cast<const float*>(params.scores);  // strides count entries, whatever their type
+  same.score_stride = params.n;
+  same.rows = params.rows, same.n = params.n, same.k = params.k;
+  same.first = params.first, same.last = params.last;
+  same.indices = params.indices, same.index_stride = params.index_stride;
+  choose(Calls<Key64>{{same, {}}, params.rows, 0, nullptr, nullptr, nullptr}, params.rows, workspace, stream);
 }
 
 }  // namespace lacuna

@@ -165,7 +165,8 @@ void check_top(int n, int k, int first, int last, float mass, int levels) {
   params.first = first, params.last = last, params.mass = mass;
   params.indices = indices.data(), params.index_stride = static_cast<std::int64_t>(stride),
   params.counts = counts.data();
-  top_k_cuda(params, nullptr);
+  const DeviceVector<std::uint8_t> workspace(top_k_workspace_bytes(kRows, n, true));
+  top_k_cuda(params, {workspace.data(), workspace.size()}, nullptr);
   const auto got = indices.download();
   const auto got_counts = counts.download();
   for (int r = 0; r < kRows; ++r) {
