@@ -13,8 +13,12 @@ namespace lacuna {
 
 namespace {
 
-/// Split decode attention on CUDA: blocks per sequence (about two per multiprocessor) and rows of each.
-constexpr std::int64_t kDecodeSplitBlocks = 280, kDecodeRows = 16;
+/// Split decode attention on CUDA (attention/cuda/decode.cpp): runs of a sequence, at most eight per
+/// multiprocessor, at least as many as fill them when there are pages enough; rows of a run.
+constexpr std::int64_t kDecodeMostRuns = 8 * 132, kDecodeFewRuns = 3 * 132, kDecodeRows = 16;
+std::int64_t decode_runs(std::int64_t pages) {
+  return std::min(kDecodeMostRuns, std::max(std::min(kDecodeFewRuns, pages / 4), pages / 16));
+}
 
 std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -106,7 +110,8 @@ MemoryPlan plan_memory(const ModelFacts& f, Device device, int tp, std::int64_t 
   }
   // Page tables and split decode attention per variant, the products' workspace, half a piece of cache.
   const std::int64_t tables = f.layers * kv_heads * (pages_of(tokens + new_tokens) + 1) * 4;
-  const std::int64_t partials = kDecodeSplitBlocks * kDecodeRows * (d + 2) * 4;
+  const std::int64_t group = std::min<std::int64_t>(f.q_heads / f.kv_heads, kDecodeRows);
+  const std::int64_t partials = decode_runs(kv_heads * pages_of(tokens + new_tokens)) * group * (d + 2) * 4;
   plan.workspace += std::max(1, variants) * (tables + partials) + kGemmWorkspaceBytes + kKvPieceBytes / 2;
   return plan;
 }
