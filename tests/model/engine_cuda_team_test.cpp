@@ -92,6 +92,28 @@ TEST_P(CudaTeam, GivesOneRanksTokens) {
   EXPECT_LE(parted * 10, compared) << parted << " of " << compared << " variants part from one rank's tokens";
 }
 
+/// Budgets per head leave heads of other lengths on every rank, on either side of where a decode step needs
+/// another graph: the ranks must capture and launch together all the same.
+TEST(CudaTeamGraphs, HeadsOfOtherLengthsOnEachRank) {
+  const auto team = make_team();
+  const std::string folder = kMini + "micro";
+  SelfCommunicator self;
+  ThreadPool threads(2);
+  const EngineOptions options{
+      .folder = folder, .device = Device::kCuda, .rope_override = {}, .kv_bytes = std::int64_t{512} << 20};
+  const auto one = Engine::load(options, self, threads);
+  const auto many = Engine::load(options, *team, threads);
+  const auto prompt = task_prompt(folder, "ruler_niah", 1900, 0);
+  const std::vector<Variant> variants = {variant(R"({"evict": {"ada_snapkv": {"capacity": 1000}}})", 24)};
+  const JobResult expected = run_job(*one, prompt, variants), actual = run_job(*many, prompt, variants),
+                  again = run_job(*many, prompt, variants);
+  ASSERT_EQ(actual.variants[0].error, "");
+  const Parting parting = compare_runs(expected, actual, 0, 0);
+  EXPECT_LT(parting.noise, 0.4) << parting.to_string();
+  EXPECT_EQ(actual.variants[0].ids, again.variants[0].ids);
+  EXPECT_EQ(actual.variants[0].logits, again.variants[0].logits);
+}
+
 INSTANTIATE_TEST_SUITE_P(Shipped, CudaTeam, ::testing::Values("nano", "micro"),
                          [](const auto& param) { return std::string(param.param); });
 
