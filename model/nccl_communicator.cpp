@@ -159,8 +159,11 @@ bool nccl_joins_ranks_on_one_gpu() {
 class NcclCommunicator::Impl {
  public:
   Impl(MPI_Comm comm, const NcclOptions& options)
-      : host_(comm), timeout_(options.timeout_seconds), max_blocks_(options.max_blocks) {
-    LACUNA_REQUIRE(timeout_ > 0, "NCCL: a time-out of {} seconds", timeout_);
+      : host_(comm),
+        timeout_(options.timeout_seconds),
+        meeting_(options.meeting_seconds),
+        max_blocks_(options.max_blocks) {
+    LACUNA_REQUIRE(timeout_ > 0 && meeting_ > 0, "NCCL: time-outs of {} and {} seconds", timeout_, meeting_);
     LACUNA_REQUIRE(max_blocks_ >= 0 && max_blocks_ <= 64, "NCCL: at most {} blocks", max_blocks_);
     LACUNA_CUDA(cudaGetDevice(&device_));
     set_defaults();
@@ -181,9 +184,9 @@ class NcclCommunicator::Impl {
     if (comm_ == nullptr) return;
     // While an exception unwinds, peers need not come: leave without them.
     const bool unwinding = std::uncaught_exceptions() > 0;
-    if (!leave_team(unwinding ? ncclCommAbort : ncclCommDestroy, comm_, device_, timeout_))
-      log::warning("NCCL: {}: leaving the team did not end within {} s; it is left as it is", name(),
-                   timeout_);
+    const double limit = timeout_ + kLeavingSeconds;
+    if (!leave_team(unwinding ? ncclCommAbort : ncclCommDestroy, comm_, device_, limit))
+      log::warning("NCCL: {}: leaving the team did not end within {} s; it is left as it is", name(), limit);
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
@@ -271,8 +274,8 @@ class NcclCommunicator::Impl {
     std::string error;
     {
       std::unique_lock lock(state->mutex);
-      if (!state->done_changed.wait_for(lock, seconds(timeout_), [&] { return state->done; }))
-        error = fmt::format("the ranks did not meet within {} s", timeout_);
+      if (!state->done_changed.wait_for(lock, seconds(meeting_), [&] { return state->done; }))
+        error = fmt::format("the ranks did not meet within {} s", meeting_);
       else
         error = state->error;
       comm_ = state->comm;
@@ -367,12 +370,12 @@ class NcclCommunicator::Impl {
     // No caller touches NCCL any more. Ending the kernels that wait for a peer wakes a caller who waits for
     // the device. Not under the mutex: the abort waits for graphs that hold sums, and who owns them must be
     // able to come, throw and destroy them.
-    if (leave_team(ncclCommAbort, comm_, device_, timeout_ + kAbortSeconds)) {
+    if (leave_team(ncclCommAbort, comm_, device_, timeout_ + kLeavingSeconds)) {
       comm_ = nullptr;
       return;
     }
     log::error("NCCL: {}: what hangs could not be aborted within {} s; giving up", name(),
-               timeout_ + kAbortSeconds);
+               timeout_ + kLeavingSeconds);
     std::_Exit(1);
   }
 
@@ -394,10 +397,10 @@ class NcclCommunicator::Impl {
   }
 
   MpiCommunicator host_;
-  /// Besides the time-out: for callers to notice, and to give up the graphs that hold sums.
-  static constexpr double kAbortSeconds = 15;
+  /// To leave a team, besides the time-out: callers must notice and destroy the graphs that hold sums.
+  static constexpr double kLeavingSeconds = 15;
 
-  const double timeout_;
+  const double timeout_, meeting_;
   const int max_blocks_;
   std::string version_;
   int device_ = 0;

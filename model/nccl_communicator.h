@@ -10,8 +10,10 @@ namespace lacuna {
 
 /// What NCCL is told and how long it is trusted.
 struct NcclOptions {
-  /// A sum that has not ended after so many seconds, or a team that has not met by then, is given up.
+  /// A sum that has not ended after so many seconds is given up.
   double timeout_seconds = 120;
+  /// And so is a team that has not met by then.
+  double meeting_seconds = 120;
   /// Most thread blocks of a sum; 0: as many as NCCL likes. Ranks on one GPU wait for each other's blocks, so
   /// there must be room for the blocks of all of them.
   int max_blocks = 0;

@@ -62,6 +62,7 @@ NcclOptions nccl_options() {
     LACUNA_REQUIRE(status == std::errc() && end == given.data() + given.size() &&
                        options.timeout_seconds > 0 && options.timeout_seconds < 1e6,
                    "LACUNA_NCCL_TIMEOUT='{}': expected seconds, for instance 120", given);
+    options.meeting_seconds = options.timeout_seconds;
   }
   return options;
 }
