@@ -90,8 +90,7 @@ CUtensorMap make_map(const void* data, int head_dim, std::int64_t tokens, int he
   return map;
 }
 
-[[maybe_unused]] HopperMaps make_maps(const PrefillArgs& args, int head_dim) {
-  const int keys = hopper_tile_keys(head_dim, args.dense);
+[[maybe_unused]] HopperMaps make_maps(const PrefillArgs& args, int head_dim, int keys) {
   const auto tokens = args.tokens;
   HopperMaps maps{};
   maps.q = make_map(args.q, head_dim, tokens, args.q_heads, args.q_token_stride, args.q_head_stride, 64);
@@ -105,13 +104,26 @@ CUtensorMap make_map(const void* data, int head_dim, std::int64_t tokens, int he
   return maps;
 }
 
+/// Blocks of so few rows have a kernel of their own.
+bool small_row_blocks(const PrefillArgs& args) { return !args.dense && args.lists.row_block <= 32; }
+
 template <int kHeadDim>
 void launch(const PrefillArgs& args, bool hopper, cudaStream_t stream) {
+  if (small_row_blocks(args)) {
+    const int shared = current_cuda_device().max_shared_bytes;
+    if (!hopper && launch_prefill_rows16<kHeadDim>(args, shared, stream)) return;
+#ifdef LACUNA_HAS_HOPPER
+    if (hopper)
+      return launch_prefill_rows16_hopper<kHeadDim>(args, make_maps(args, kHeadDim, kPieceKeys), shared,
+                                                    stream);
+#endif
+  }
   if (!hopper) return launch_prefill_portable<kHeadDim>(args, stream);
 #ifdef LACUNA_HAS_HOPPER
   const int items = (args.tokens + 127) / 128 * args.q_heads;
   const int blocks = std::min(items, current_cuda_device().multiprocessors);
-  launch_prefill_hopper<kHeadDim>(args, make_maps(args, kHeadDim), blocks, stream);
+  launch_prefill_hopper<kHeadDim>(args, make_maps(args, kHeadDim, hopper_tile_keys(kHeadDim, args.dense)),
+                                  blocks, stream);
 #endif
 }
 
@@ -238,10 +250,9 @@ void attention_prefill_cuda(const PrefillInput& input, const DeviceTileLists& li
                  "device has {}.{}",
                  current_cuda_device().capability / 10, current_cuda_device().capability % 10);
   const bool hopper = path != CudaPath::kPortable && can_hopper;
-  if (hopper) {
-    LACUNA_CUDA(cudaMemsetAsync(args.work_counter, 0, sizeof(int), stream));
-    if (args.column_pitch > 0) launch_column_gather(args, head_dim, stream);
-  }
+  if (hopper) LACUNA_CUDA(cudaMemsetAsync(args.work_counter, 0, sizeof(int), stream));
+  if (args.column_pitch > 0 && (hopper || small_row_blocks(args)))
+    launch_column_gather(args, head_dim, stream);
   switch (head_dim) {
     case 64:
       return launch<64>(args, hopper, stream);

@@ -13,6 +13,8 @@ namespace lacuna {
 inline constexpr int kTileKeys = 64;
 /// Rows that share one mask: what one warp of mma or wgmma holds.
 inline constexpr int kSliceRows = 16;
+/// Keys of one piece: what the kernels for row blocks of 16 and 32 load and multiply at a time.
+inline constexpr int kPieceKeys = 16;
 
 /// What the kernels need of the lists; every pointer in device memory.
 struct ListArgs {
@@ -48,7 +50,8 @@ struct PrefillArgs {
   int window;  ///< 0: none
   bool dense;
   ListArgs lists;  ///< unused when dense
-  /// Kept columns of every q head side by side, [q_heads, column_pitch, head_dim]; Hopper only.
+  /// Kept columns of every q head side by side, [q_heads, column_pitch, head_dim]; not filled for
+  /// the portable kernel of larger row blocks.
   __nv_bfloat16* column_k;
   __nv_bfloat16* column_v;
   int column_pitch;

@@ -23,6 +23,15 @@ void launch_prefill_hopper(const PrefillArgs& args, const HopperMaps& maps, int 
 template <int kHeadDim>
 void launch_prefill_portable(const PrefillArgs& args, cudaStream_t stream);
 
+/// Lists of row blocks of 16 and 32, columns copied by launch_column_gather; the maps have boxes of
+/// kPieceKeys tokens.
+template <int kHeadDim>
+void launch_prefill_rows16_hopper(const PrefillArgs& args, const HopperMaps& maps, int max_shared_bytes,
+                                  cudaStream_t stream);
+/// False when a block may not have the shared memory it needs; nothing is launched then.
+template <int kHeadDim>
+bool launch_prefill_rows16(const PrefillArgs& args, int max_shared_bytes, cudaStream_t stream);
+
 /// Fills args.lists.column_masks: which columns each row block visits, that is, those not covered by its
 /// ranges.
 void launch_column_masks(const DeviceTileLists& lists, int window, std::uint64_t* masks, int mask_words,

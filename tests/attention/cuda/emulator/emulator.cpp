@@ -43,10 +43,12 @@ Place place;
 
 namespace {
 
-enum class State { kReady, kAtWarp, kAtBlock, kDone };
+enum class State { kReady, kAtWarp, kAtSignal, kAtBlock, kDone };
 struct Fiber {
   void* stack = nullptr;
   State state = State::kReady;
+  const std::uint64_t* signal = nullptr;  ///< kAtSignal: which, and the parity of the phase that must be over
+  int signal_parity = 0;
   int parity = 0;
 };
 
@@ -58,6 +60,7 @@ void* scheduler_stack;
 int running;
 const std::function<void()>* kernel_;
 alignas(64) unsigned char slots[kMaxWarps][2][32][64];
+unsigned present[kMaxWarps];  ///< lanes that took part in a warp's last barrier
 std::vector<unsigned char> shared_memory;
 
 [[noreturn]] void fail(const char* why, int warp) {
@@ -88,30 +91,50 @@ void prepare(int i) {
   for (int r = 0; r < 6; ++r) *--at = nullptr;
   fiber.stack = at;
 }
-/// Runs a warp until every lane waits at the block's barrier or has returned.
-void run_warp(int warp, int threads) {
+/// What a barrier of signal_init holds.
+struct Signal {
+  std::int16_t arrivals, missing;
+  std::int32_t phase;
+};
+static_assert(sizeof(Signal) == sizeof(std::uint64_t));
+Signal read_signal(const std::uint64_t* from) {
+  Signal signal;
+  std::memcpy(&signal, from, sizeof signal);
+  return signal;
+}
+bool is_over(const std::uint64_t* signal, int parity) { return (read_signal(signal).phase & 1) != parity; }
+
+/// Runs a warp until every lane waits for other warps or has returned. False when no lane could run at all.
+bool run_warp(int warp, int threads) {
   const int begin = warp * 32, end = std::min(threads, begin + 32);
+  bool ever = false;
   while (true) {
     bool ran = false;
     for (int i = begin; i < end; ++i) {
       Fiber& fiber = fibers[static_cast<std::size_t>(i)];
+      if (fiber.state == State::kAtSignal && is_over(fiber.signal, fiber.signal_parity))
+        fiber.state = State::kReady;
       if (fiber.state != State::kReady) continue;
       running = i;
       place.thread = {static_cast<unsigned>(i), 0, 0};
       lacuna_switch_fiber(&scheduler_stack, fiber.stack);
-      ran = true;
+      ran = ever = true;
     }
     if (ran) continue;
-    int at_warp = 0, at_block = 0;
+    int at_warp = 0, at_block = 0, at_signal = 0;
     for (int i = begin; i < end; ++i) {
+      at_signal += fibers[static_cast<std::size_t>(i)].state == State::kAtSignal ? 1 : 0;
       at_warp += fibers[static_cast<std::size_t>(i)].state == State::kAtWarp ? 1 : 0;
       at_block += fibers[static_cast<std::size_t>(i)].state == State::kAtBlock ? 1 : 0;
     }
-    if (at_warp == 0) return;
+    if (at_warp == 0 || at_signal > 0) return ever;
     if (at_block > 0) fail("some lanes wait for their warp, others for the block", warp);
+    present[warp] = 0;
     for (int i = begin; i < end; ++i)
-      if (fibers[static_cast<std::size_t>(i)].state == State::kAtWarp)
+      if (fibers[static_cast<std::size_t>(i)].state == State::kAtWarp) {
         fibers[static_cast<std::size_t>(i)].state = State::kReady;
+        present[warp] |= 1u << (i - begin);
+      }
   }
 }
 void run_block(int threads) {
@@ -119,7 +142,15 @@ void run_block(int threads) {
   const int warps = (threads + 31) / 32;
   for (int i = 0; i < threads; ++i) prepare(i);
   while (true) {
-    for (int w = 0; w < warps; ++w) run_warp(reverse ? warps - 1 - w : w, threads);
+    bool ran = false;
+    for (int w = 0; w < warps; ++w)
+      if (run_warp(reverse ? warps - 1 - w : w, threads)) ran = true;
+    bool at_signal = false;
+    for (const Fiber& fiber : fibers) at_signal = at_signal || fiber.state == State::kAtSignal;
+    if (at_signal) {
+      if (!ran) fail("every warp waits for a signal that nobody gives", 0);
+      continue;
+    }
     bool waiting = false;
     for (Fiber& fiber : fibers) {
       if (fiber.state != State::kAtBlock) continue;
@@ -133,19 +164,32 @@ void run_block(int threads) {
 }  // namespace
 
 int lane() { return running & 31; }
-unsigned alive() {
-  unsigned mask = 0;
-  const auto begin = static_cast<std::size_t>(running / 32 * 32);
-  for (std::size_t i = 0; i < 32 && begin + i < fibers.size(); ++i)
-    if (fibers[begin + i].state != State::kDone) mask |= 1u << i;
-  return mask;
-}
+unsigned alive() { return present[running / 32]; }
 void* slot(int of_lane) {
   return slots[running / 32][fibers[static_cast<std::size_t>(running)].parity][of_lane];
 }
 void next_collective() { fibers[static_cast<std::size_t>(running)].parity ^= 1; }
 void warp_barrier() { wait(State::kAtWarp); }
 void block_barrier() { wait(State::kAtBlock); }
+void signal_init(std::uint64_t* to, int arrivals) {
+  const Signal signal{static_cast<std::int16_t>(arrivals), static_cast<std::int16_t>(arrivals), 0};
+  std::memcpy(to, &signal, sizeof signal);
+}
+void signal_arrive(std::uint64_t* at) {
+  Signal signal = read_signal(at);
+  if (signal.missing <= 0) fail("arrives at a barrier that was not set up", running / 32);
+  if (--signal.missing == 0) {
+    signal.missing = signal.arrivals;
+    signal.phase ^= 1;
+  }
+  std::memcpy(at, &signal, sizeof signal);
+}
+void signal_wait(std::uint64_t* at, int parity) {
+  Fiber& fiber = fibers[static_cast<std::size_t>(running)];
+  fiber.signal = at;
+  fiber.signal_parity = parity;
+  wait(State::kAtSignal);
+}
 unsigned char* shared() {
   const auto address = reinterpret_cast<std::uintptr_t>(shared_memory.data());
   return shared_memory.data() + (1024 - address % 1024) % 1024;

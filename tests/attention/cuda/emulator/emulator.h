@@ -45,10 +45,14 @@ extern Place place;  ///< of the fiber that runs
 void warp_barrier();
 void block_barrier();
 int lane();
-unsigned alive();         ///< lanes of this warp that have not returned
+unsigned alive();         ///< lanes of this warp that had not returned at its last barrier
 void* slot(int lane);     ///< where a lane of this warp leaves its operand of a collective, 64 bytes
 void next_collective();   ///< slots alternate, so one barrier per collective is enough
 unsigned char* shared();  ///< dynamic shared memory of the block
+/// A barrier that counts arrivals and has phases; whoever waits for one lets the other warps run.
+void signal_init(std::uint64_t* signal, int arrivals);
+void signal_arrive(std::uint64_t* signal);
+void signal_wait(std::uint64_t* signal, int parity);
 void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel);
 
 /// While a graph is captured nothing runs: launches, copies and fills are kept for its replays.
@@ -131,6 +135,14 @@ inline unsigned __reduce_min_sync(unsigned, unsigned value) {
     return least;
   });
 }
+inline unsigned __reduce_or_sync(unsigned, unsigned value) {
+  return emulator::collective(value, [] {
+    unsigned all = 0;
+    for (int i = 0; i < 32; ++i) all |= emulator::value_of<unsigned>(i);
+    return all;
+  });
+}
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class T>
 T __ldg(const T* from) {

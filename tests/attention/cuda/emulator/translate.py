@@ -1,7 +1,7 @@
 """Turns the portable CUDA sources into C++ for the emulator: translate.py SOURCE_DIR OUTPUT_DIR.
 
 Kernel launches become emulator::launch, __shared__ becomes static (blocks run one at a time), the two inline-assembly
-functions of softmax.cuh become library calls, mma.cuh is replaced by the emulator's. Hopper's files are left out.
+functions of softmax.cuh become library calls, mma.cuh and ring.cuh are replaced by the emulator's. Hopper's files are left out.
 """
 
 import pathlib
@@ -44,7 +44,8 @@ for path in sorted(source.iterdir()):
     if "hopper" in path.name and path.suffix != ".h":
         continue
     if path.suffix == ".cuh":
-        text = (here / "mma.cuh").read_text() if path.name == "mma.cuh" else translate(path.read_text())
+        stand_in = here / path.name
+        text = stand_in.read_text() if stand_in.exists() else translate(path.read_text())
         (headers / path.name).write_text(text)
     elif path.suffix == ".cu":
         first = '#include "tests/attention/cuda/emulator/emulator.h"\n'

@@ -1,0 +1,5 @@
+#include "attention/cuda/prefill_rows16_portable.cuh"
+
+namespace lacuna {
+template bool launch_prefill_rows16<128>(const PrefillArgs&, int, cudaStream_t);
+}

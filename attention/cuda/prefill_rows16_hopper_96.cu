@@ -1,0 +1,5 @@
+#include "attention/cuda/prefill_rows16_hopper.cuh"
+
+namespace lacuna {
+template void launch_prefill_rows16_hopper<96>(const PrefillArgs&, const HopperMaps&, int, cudaStream_t);
+}
