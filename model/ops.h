@@ -214,6 +214,11 @@ class Ops {
   virtual void gated_activation(const TensorView& gate_up, Activation activation, const TensorView& out) = 0;
   /// y += x, any shape.
   virtual void add(const TensorView& x, const TensorView& y) = 0;
+  /// y += rms_norm(x); x is lost.
+  virtual void norm_and_add(const TensorView& x, const TensorView& weight, float eps, const TensorView& y) {
+    rms_norm(x, weight, eps, x);
+    add(x, y);
+  }
   /// Norms and rotates q and k in place. Row t of both has position positions[t], int32 [n] on the device.
   /// Rotation pairs channel c with c + head_dim / 2 (the Hugging Face layout).
   virtual void norm_and_rotate(const HeadsView& q, const HeadsView& k, const HeadNorms& norms,

@@ -115,7 +115,12 @@ class CudaOps final : public Ops {
 
   void embed(const EmbeddingWeight& table, const TensorView& ids, float scale,
              const TensorView& out) override;
-  void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override;
+  void rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) override {
+    run_norm(x, weight, eps, false, out);
+  }
+  void norm_and_add(const TensorView& x, const TensorView& weight, float eps, const TensorView& y) override {
+    run_norm(x, weight, eps, true, y);
+  }
   void linear(const TensorView& x, const LinearWeight& w, bool accumulate, const TensorView& y) override;
   void linear_f32(const TensorView& x, const LinearWeight& w, float cap, const TensorView& y) override;
   void norm_and_linear(const TensorView& x, const NormedLinear& by, const TensorView& y) override;
@@ -175,6 +180,7 @@ class CudaOps final : public Ops {
     return results_.data();
   }
   void multiply(const TensorView& x, const LinearWeight& w, bool accumulate, bool float_output, void* y);
+  void run_norm(const TensorView& x, const TensorView& weight, float eps, bool add, const TensorView& out);
   SkinnyProduct skinny_product(const TensorView& x, const NormedLinear& by) const;
   void sum_through_host(const TensorView& x, Communicator& communicator);
   void copy_pages_at_once(std::span<const PageCopy> copies, const PoolView& pool);
@@ -272,7 +278,8 @@ void CudaOps::embed(const EmbeddingWeight& table, const TensorView& ids, float s
                stream_);
 }
 
-void CudaOps::rms_norm(const TensorView& x, const TensorView& weight, float eps, const TensorView& out) {
+void CudaOps::run_norm(const TensorView& x, const TensorView& weight, float eps, bool add,
+                       const TensorView& out) {
   const std::int64_t d = x.shape[1];
   check_vector_rows(d, "the hidden size");
   LACUNA_CHECK(weight.shape.elements() == d && out.shape == x.shape, "x is {}, weight {}, out {}",
@@ -282,7 +289,8 @@ void CudaOps::rms_norm(const TensorView& x, const TensorView& weight, float eps,
                    .out = bf16(out),
                    .n = x.shape[0],
                    .d = static_cast<int>(d),
-                   .eps = eps},
+                   .eps = eps,
+                   .add = add},
                   stream_);
 }
 

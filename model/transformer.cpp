@@ -153,7 +153,7 @@ void Transformer::add_to_residual(const TensorView& in, const LinearWeight& w, c
   const TensorView partial = take(partial_, x.shape[0], config_.hidden);
   ops_.linear(in, w, false, partial);
   ops_.all_reduce(partial, communicator_);
-  if (normed) ops_.rms_norm(partial, post_norm.view(), config_.rms_eps, partial);
+  if (normed) return ops_.norm_and_add(partial, post_norm.view(), config_.rms_eps, x);
   ops_.add(partial, x);
 }
 

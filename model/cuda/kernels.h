@@ -25,7 +25,7 @@ struct EmbedArgs {
 };
 void launch_embed(const EmbedArgs& args, cudaStream_t stream);
 
-/// out = x / sqrt(mean(x^2) + eps) * weight per row. A row's bits do not depend on n.
+/// out = x / sqrt(mean(x^2) + eps) * weight per row, or out += that. A row's bits do not depend on n.
 struct RmsNormArgs {
   const __nv_bfloat16* x = nullptr;  ///< [n, d], d a multiple of 8
   const float* weight = nullptr;     ///< [d]
@@ -33,6 +33,7 @@ struct RmsNormArgs {
   std::int64_t n = 0;
   int d = 0;
   float eps = 0;
+  bool add = false;
 };
 void launch_rms_norm(const RmsNormArgs& args, cudaStream_t stream);
 

@@ -59,6 +59,12 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_kernel(RmsNormArgs args
     load_floats(args.weight + i * kVector, weight);
 #pragma unroll
     for (int e = 0; e < kVector; ++e) values[e] = values[e] * scale * weight[e];
+    if (args.add) {
+      float before[kVector];
+      unpack(out[i], before);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) values[e] += before[e];
+    }
     out[i] = pack(values);
   };
   if (kVectors > 0) {

@@ -107,6 +107,24 @@ TEST(CudaKernels, RmsNormOfEveryWidth) {
                     nullptr);
     const auto all = bits(out);
     EXPECT_EQ(bits(alone), std::vector<std::uint16_t>(all.end() - d, all.end())) << "d " << d;
+    // Added to what is there, rounded once.
+    const auto before = random_bf16(x.size(), 9, 2);
+    const DeviceVector<BFloat16> sum(before);
+    RmsNormArgs adding = args;
+    adding.out = raw(sum);
+    adding.add = true;
+    launch_rms_norm(adding, nullptr);
+    const auto sums = sum.download();
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      double squares = 0;
+      for (int c = 0; c < d; ++c) squares += value(x, r * d + c) * value(x, r * d + c);
+      for (int c = 0; c < d; ++c) {
+        const double normed = value(x, r * d + c) / std::sqrt(squares / d + kEps) * weight[size(c)];
+        const double exact = value(before, r * d + c) + normed;
+        ASSERT_NEAR(value(sums, r * d + c), exact, std::abs(exact) * kRounding + std::abs(normed) * 1e-5)
+            << "added, d " << d << " row " << r << " channel " << c;
+      }
+    }
     launch_rms_norm(
         {.x = raw(in), .weight = device_weight.data(), .out = raw(in), .n = kRows, .d = d, .eps = kEps},
         nullptr);
