@@ -10,26 +10,36 @@ namespace lacuna {
 
 namespace {
 
+/// Few rows: several heads share a block, so that no warp is idle.
+WindowShape shape_of(const LayerInfo& info, int rows) {
+  WindowShape shape;
+  shape.warps_per_head = rows <= kWarpRows ? 1 : rows <= 2 * kWarpRows ? 2 : kWindowWarps;
+  shape.row_blocks = (rows + shape.block_rows() - 1) / shape.block_rows();
+  const int group = info.q_heads_total / info.kv_heads_total;
+  shape.slots_per_kv = (group + shape.heads_per_block() - 1) / shape.heads_per_block();
+  return shape;
+}
+
 struct Layout {
-  int rows, row_blocks, rows_padded, spans;
-  std::size_t row_part, row_state, column_sum, column_max, diagonal, total = 0;
+  int rows, spans;
+  WindowShape shape;
+  std::size_t row_part, row_shift, column_sum, column_max, diagonal, total = 0;
 
   Layout(const LayerInfo& info, std::int64_t tokens, int window, bool diagonals) {
     rows = static_cast<int>(std::min<std::int64_t>(window, tokens));
-    row_blocks = (rows + kWindowRows - 1) / kWindowRows;
-    rows_padded = row_blocks * kWindowRows;
+    shape = shape_of(info, rows);
     spans = static_cast<int>((tokens + kWindowSpan - 1) / kWindowSpan);
     const auto heads = static_cast<std::size_t>(info.q_heads);
-    const auto padded = static_cast<std::size_t>(rows_padded);
-    const std::size_t columns =
-        row_blocks == 1 ? 0 : heads * static_cast<std::size_t>(row_blocks) * static_cast<std::size_t>(tokens);
+    const auto padded = static_cast<std::size_t>(shape.rows_padded()),
+               blocks = static_cast<std::size_t>(shape.row_blocks);
+    const std::size_t columns = blocks == 1 ? 0 : heads * blocks * static_cast<std::size_t>(tokens);
     row_part = take(heads * static_cast<std::size_t>(spans) * padded * sizeof(float2));
-    row_state = take(heads * padded * sizeof(float2));
+    row_shift = take(heads * padded * sizeof(float));
     column_sum = take(columns * sizeof(float));
     column_max = take(columns * sizeof(float));
     diagonal = take(!diagonals ? 0
-                               : heads * static_cast<std::size_t>(row_blocks) *
-                                     static_cast<std::size_t>(spans) * kWindowDiagonals * sizeof(float));
+                               : heads * blocks * static_cast<std::size_t>(spans) *
+                                     static_cast<std::size_t>(shape.diagonals()) * sizeof(float));
   }
 
  private:
@@ -40,33 +50,33 @@ struct Layout {
   }
 };
 
-/// One warp per (head, row): lanes take spans in turn, then meet pairwise.
-__global__ void join_rows_kernel(const float2* part, float2* state, int q_heads, int rows, int rows_padded,
-                                 int spans, int* not_finite) {
-  const int warp = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) >> 5);
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  if (warp >= q_heads * rows_padded) return;
-  const int head = warp / rows_padded, row = warp % rows_padded;
+constexpr int kJoinWarps = 8;
+
+/// Lane: one of 32 rows of a head; warps take spans in turn, then meet in order.
+__global__ void join_rows_kernel(const float2* part, float* shift, int rows, int rows_padded, int spans,
+                                 int* not_finite) {
+  __shared__ float2 of_warp[kJoinWarps][32];
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const int row = static_cast<int>(blockIdx.x) * 32 + lane, head = static_cast<int>(blockIdx.y);
   const float2* from = part + static_cast<std::int64_t>(head) * spans * rows_padded + row;
   float top = -INFINITY, sum = 0.0f;
-  const auto merge = [&](float other_top, float other_sum) {
-    const float high = fmaxf(top, other_top);
+  const auto merge = [&](float2 other) {
+    const float high = fmaxf(top, other.x);
     const float a = top == -INFINITY ? sum : sum * exp2f(top - high);
-    const float b = other_top == -INFINITY ? other_sum : other_sum * exp2f(other_top - high);
+    const float b = other.x == -INFINITY ? other.y : other.y * exp2f(other.x - high);
     sum = a + b;  // NaN stays NaN: it is how a bad score is noticed
     top = high;
   };
-  for (int span = lane; span < spans; span += 32) {
-    const float2 x = from[static_cast<std::int64_t>(span) * rows_padded];
-    merge(x.x, x.y);
-  }
-  for (int distance = 16; distance > 0; distance /= 2)
-    merge(__shfl_xor_sync(~0u, top, distance), __shfl_xor_sync(~0u, sum, distance));
-  if (lane == 0) {
-    const bool seen = sum > 0.0f;
-    state[warp] = make_float2(seen ? top : 0.0f, seen ? 1.0f / sum : 0.0f);
-    if (not_finite != nullptr && row < rows && !isfinite(sum)) not_finite[head] = 1;
-  }
+#pragma unroll 4
+  for (int span = warp; span < spans; span += kJoinWarps)
+    merge(from[static_cast<std::int64_t>(span) * rows_padded]);
+  of_warp[warp][lane] = make_float2(top, sum);
+  __syncthreads();
+  if (warp > 0) return;
+  for (int w = 1; w < kJoinWarps; ++w) merge(of_warp[w][lane]);
+  // Rows that see nothing, and bad ones, weigh nothing.
+  shift[static_cast<std::int64_t>(head) * rows_padded + row] = sum > 0.0f ? top + log2f(sum) : INFINITY;
+  if (not_finite != nullptr && row < rows && !isfinite(sum)) not_finite[head] = 1;
 }
 
 __global__ void join_columns_kernel(const float* part, float* to, std::int64_t count, int row_blocks,
@@ -82,22 +92,22 @@ __global__ void join_columns_kernel(const float* part, float* to, std::int64_t c
 }
 
 __global__ void join_diagonals_kernel(const float* part, float* to, int q_heads, int tokens, int first_row,
-                                      int row_blocks, int spans) {
+                                      int row_blocks, int block_rows, int spans) {
+  const int diagonals = block_rows + kWindowSpan - 1;
   const int head = static_cast<int>(blockIdx.y);
   const int offset = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (offset >= tokens) return;
   float total = 0.0f;
   for (int block = 0; block < row_blocks; ++block) {
-    const int block_row = first_row + block * kWindowRows;
+    const int block_row = first_row + block * block_rows;
     // Spans whose entry for this diagonal, offset - block_row + first_key + kWindowSpan - 1, exists.
     const int low = max(0, (block_row - offset - (kWindowSpan - 1) + kWindowSpan - 1) / kWindowSpan);
     for (int span = low; span < spans; ++span) {
       const int entry = offset - block_row + span * kWindowSpan + kWindowSpan - 1;
-      if (entry >= kWindowDiagonals) break;
+      if (entry >= diagonals) break;
       if (entry >= 0)
         total +=
-            part[((static_cast<std::int64_t>(block) * q_heads + head) * spans + span) * kWindowDiagonals +
-                 entry];
+            part[((static_cast<std::int64_t>(block) * q_heads + head) * spans + span) * diagonals + entry];
     }
   }
   to[static_cast<std::int64_t>(head) * tokens + offset] = total;
@@ -105,16 +115,16 @@ __global__ void join_diagonals_kernel(const float* part, float* to, int q_heads,
 
 unsigned blocks_for(std::int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
 
-void launch_pass(int head_dim, const WindowArgs& args, int row_blocks, bool second, cudaStream_t stream) {
+void launch_pass(int head_dim, const WindowArgs& args, bool second, cudaStream_t stream) {
   switch (head_dim) {
     case 64:
-      return launch_window_pass<64>(args, row_blocks, second, stream);
+      return launch_window_pass<64>(args, second, stream);
     case 96:
-      return launch_window_pass<96>(args, row_blocks, second, stream);
+      return launch_window_pass<96>(args, second, stream);
     case 128:
-      return launch_window_pass<128>(args, row_blocks, second, stream);
+      return launch_window_pass<128>(args, second, stream);
     case 256:
-      return launch_window_pass<256>(args, row_blocks, second, stream);
+      return launch_window_pass<256>(args, second, stream);
     default:
       throw_cuda(cudaErrorInvalidValue, "window scores: head_dim must be 64, 96, 128 or 256");
   }
@@ -134,7 +144,7 @@ void window_scores_cuda(const PrefillInput& input, int window, const WindowScore
   if (workspace.bytes < layout.total)
     throw_cuda(cudaErrorMemoryAllocation, "window scores: workspace too small");
   auto* base = static_cast<unsigned char*>(workspace.data);
-  const bool split = layout.row_blocks > 1;
+  const bool split = layout.shape.row_blocks > 1;
 
   WindowArgs args{};
   args.q = static_cast<const __nv_bfloat16*>(input.q.data);
@@ -142,45 +152,47 @@ void window_scores_cuda(const PrefillInput& input, int window, const WindowScore
   args.q_head_stride = input.q.head_stride, args.q_token_stride = input.q.token_stride;
   args.k_head_stride = input.k.head_stride, args.k_token_stride = input.k.token_stride;
   args.tokens = static_cast<int>(input.q.tokens);
-  args.q_heads = info.q_heads;
+  args.q_heads = info.q_heads, args.kv_heads = info.kv_heads;
   args.group = info.q_heads_total / info.kv_heads_total;
   args.head_base = info.q_head_begin;
   args.kv_base = info.kv_head_begin;
   args.first_row = args.tokens - layout.rows;
-  args.rows_padded = layout.rows_padded;
+  args.shape = layout.shape;
   args.spans = layout.spans;
   args.scale = info.scale;
   args.softcap = info.softcap;
   args.window = info.window;
   args.row_part = reinterpret_cast<float2*>(base + layout.row_part);
-  args.row_state = reinterpret_cast<float2*>(base + layout.row_state);
+  args.row_shift = reinterpret_cast<float*>(base + layout.row_shift);
   if (out.column_sum != nullptr)
     args.column_sum = split ? reinterpret_cast<float*>(base + layout.column_sum) : out.column_sum;
   if (out.column_max != nullptr)
     args.column_max = split ? reinterpret_cast<float*>(base + layout.column_max) : out.column_max;
   if (out.diagonal_sum != nullptr) args.diagonal_part = reinterpret_cast<float*>(base + layout.diagonal);
 
-  launch_pass(info.head_dim, args, layout.row_blocks, false, stream);
-  join_rows_kernel<<<blocks_for(std::int64_t{32} * args.q_heads * args.rows_padded), 256, 0, stream>>>(
-      args.row_part, args.row_state, args.q_heads, layout.rows, args.rows_padded, args.spans, out.not_finite);
+  launch_pass(info.head_dim, args, false, stream);
+  const dim3 row_grid(static_cast<unsigned>(layout.shape.rows_padded() / 32),
+                      static_cast<unsigned>(info.q_heads));
+  join_rows_kernel<<<row_grid, 32 * kJoinWarps, 0, stream>>>(
+      args.row_part, args.row_shift, layout.rows, layout.shape.rows_padded(), args.spans, out.not_finite);
   LACUNA_CUDA_TRY(cudaGetLastError());
-  launch_pass(info.head_dim, args, layout.row_blocks, true, stream);
+  launch_pass(info.head_dim, args, true, stream);
   const std::int64_t cells = static_cast<std::int64_t>(args.q_heads) * args.tokens;
   if (split && out.column_sum != nullptr) {
     join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_sum, out.column_sum, cells,
-                                                               layout.row_blocks, false);
+                                                               layout.shape.row_blocks, false);
     LACUNA_CUDA_TRY(cudaGetLastError());
   }
   if (split && out.column_max != nullptr) {
     join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_max, out.column_max, cells,
-                                                               layout.row_blocks, true);
+                                                               layout.shape.row_blocks, true);
     LACUNA_CUDA_TRY(cudaGetLastError());
   }
   if (out.diagonal_sum != nullptr) {
     const dim3 grid(blocks_for(args.tokens), static_cast<unsigned>(args.q_heads));
     join_diagonals_kernel<<<grid, 256, 0, stream>>>(args.diagonal_part, out.diagonal_sum, args.q_heads,
-                                                    args.tokens, args.first_row, layout.row_blocks,
-                                                    args.spans);
+                                                    args.tokens, args.first_row, layout.shape.row_blocks,
+                                                    layout.shape.block_rows(), args.spans);
     LACUNA_CUDA_TRY(cudaGetLastError());
   }
 }
