@@ -145,6 +145,13 @@ __device__ inline void write_scores(const DecodeChoice& choice, bool share, floa
   }
 }
 
+/// A line into the second-level cache: whoever reads the chosen pages looks up where they are.
+__device__ inline void read_ahead(const void* from) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
+
 /// Grid: the newest page, then blocks of the others; kv heads; rows.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, 4)
@@ -181,6 +188,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (first + page < end) copy_async_16(bounds + i, from + page * info.kv_heads * kAll + i % kAll);
   }
   copy_async_commit();
+  if (lane == 0 && first < end) read_ahead(head.page_ids + first);
   wait_for_previous();
   if (first < end) write_scores<kDim>(choice, share, scores, stride, kv, first, end, bounds);
 }

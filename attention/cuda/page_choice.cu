@@ -277,11 +277,23 @@ struct ChoiceArgs {
   std::int64_t list_stride;
   int lists_per_row, kv_heads;
   bool settled;                   ///< DecodeChoice::settled
+  const char* pool;               ///< null: chosen pages are not read ahead
+  std::int64_t page_step;         ///< bytes from page to page
+  unsigned page_bytes;            ///< of keys and values
   int group, head_base, kv_base;  ///< kv head of query head h: (head_base + h) / group - kv_base
 };
 
+/// Into the second-level cache, ahead of the kernel that will read it.
+__device__ inline void read_ahead(const void* from, unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+/// More than a good part of that cache is not read ahead.
+constexpr std::int64_t kReadAheadBytes = 16 << 20;
+
 template <int kThreads, int kHeld, bool kMass>
-__global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_constant__ ChoiceArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) choose_pages_kernel(const __grid_constant__ ChoiceArgs args) {
   __shared__ Shared<kThreads> shared;
   let_next_start();
   if (!args.settled) wait_for_previous();
@@ -290,6 +302,7 @@ __global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_con
   const int row_index = list / args.lists_per_row, place = list % args.lists_per_row;
   const int kv =
       args.lists_per_row == args.kv_heads ? place : (args.head_base + place) / args.group - args.kv_base;
+  const DevicePagedHead head = args.heads[row_index * args.kv_heads + kv];
   const std::int32_t* pages = nullptr;
   int candidates;
   if (args.candidates.lists != nullptr) {
@@ -297,7 +310,7 @@ __global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_con
     wait_for_previous();
     candidates = args.candidates.counts[list];
   } else {
-    candidates = page_count(args.heads[row_index * args.kv_heads + kv]);
+    candidates = page_count(head);
   }
   const DecodeBudget budget = args.budgets[row_index];
   wait_for_previous();
@@ -348,13 +361,18 @@ __global__ void __launch_bounds__(kThreads) choose_pages_kernel(const __grid_con
   const u64 before = until - own + (warp > 0 ? earlier : 0);
 
   std::int32_t* to = args.lists + list * args.list_stride;
+  const std::int64_t most_bytes = std::int64_t{budget.pages} * gridDim.x * args.page_bytes;
+  const bool ahead = args.pool != nullptr && most_bytes <= kReadAheadBytes;
   unsigned equal_seen = static_cast<unsigned>(before >> 32);
   unsigned at = static_cast<unsigned>(before) + min(equal_seen, cut.wanted);
   row.for_own([&](std::uint32_t key, int i) {
     if (i >= others) return;
     bool take = everything || key > cut.threshold;
     if (!take && key == cut.threshold) take = equal_seen++ < cut.wanted;
-    if (take) to[at++] = pages != nullptr ? pages[i] : i;
+    if (!take) return;
+    const int page = pages != nullptr ? pages[i] : i;
+    to[at++] = page;
+    if (ahead) read_ahead(args.pool + head.page_ids[page] * args.page_step, args.page_bytes);
   });
   if (thread == 0) {
     const unsigned chosen =
@@ -401,6 +419,7 @@ void choose_pages_cuda(const DecodeChoice& choice, PageRule rule, int lists_per_
                        const PageCandidates& candidates, std::int32_t* lists, std::int32_t* counts,
                        std::int64_t list_stride, cudaStream_t stream) {
   const LayerInfo& info = choice.info;
+  const bool final = rule == PageRule::kBest && lists == choice.lists;  // attention reads these pages next
   const ChoiceArgs args{.heads = choice.heads,
                         .budgets = choice.budgets,
                         .scores = scores,
@@ -412,6 +431,9 @@ void choose_pages_cuda(const DecodeChoice& choice, PageRule rule, int lists_per_
                         .lists_per_row = lists_per_row,
                         .kv_heads = info.kv_heads,
                         .settled = choice.settled,
+                        .pool = final ? static_cast<const char*>(choice.pool) : nullptr,
+                        .page_step = choice.page_elements * 2,
+                        .page_bytes = static_cast<unsigned>(2 * kPageTokens * info.head_dim * 2),
                         .group = info.q_heads_total / info.kv_heads_total,
                         .head_base = info.q_head_begin,
                         .kv_base = info.kv_head_begin};

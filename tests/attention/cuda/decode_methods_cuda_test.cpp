@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "attention/cuda/decode_methods.h"
+#include "attention/cuda/page_choice.h"
 #include "core/communicator.h"
 #include "tests/attention/cuda/cuda_test_util.h"
 
@@ -410,6 +413,63 @@ TEST(DecodeMethodsCuda, QuestTiesGoToTheLowerIndex) {
          .tokens = {{3000, 1500}},
          .params = {{{"budget", 800}}},
          .values = Values::kFew});
+}
+/// Scores that real heads do not have: the choice alone, beside a stable sort.
+TEST(DecodeMethodsCuda, BestOfAnyScores) {
+  Rng rng(7);
+  const auto wide = [&] {
+    return static_cast<float>(std::ldexp(rng.normal(), static_cast<int>(rng.below(200)) - 100));
+  };
+  const std::vector<std::pair<const char*, std::function<float(std::int64_t)>>> kinds{
+      {"normal", [&](std::int64_t) { return static_cast<float>(rng.normal()); }},
+      {"of any size", [&](std::int64_t) { return wide(); }},
+      {"one far above", [&](std::int64_t i) { return i == 77 ? 1e9f : static_cast<float>(rng.normal()); }},
+      {"near each other", [&](std::int64_t) { return 3.0f + static_cast<float>(rng.below(200)) * 0x1p-22f; }},
+      {"two values", [&](std::int64_t) { return rng.below(3) == 0 ? -2.0f : 5.0f; }},
+      {"all the same", [&](std::int64_t) { return -1.5f; }},
+      {"denormal", [&](std::int64_t) { return rng.below(2) == 0 ? 0.0f : 1e-42f; }},
+      {"infinite ones",
+       [&](std::int64_t) { return rng.below(9) == 0   ? INFINITY
+                                  : rng.below(9) == 0 ? -INFINITY
+                                                      : wide(); }},
+      {"largest", [&](std::int64_t) { return rng.below(2) == 0 ? 3e38f : -3e38f; }},
+      {"sorted", [&](std::int64_t i) { return static_cast<float>(i); }}};
+  for (const auto& [what, draw] : kinds)
+    for (const std::int64_t pages : {2, 40, 2048, 5000, 9000, 17000}) {
+      SCOPED_TRACE(fmt::format("{}, {} pages", what, pages));
+      DecodeChoice choice;
+      choice.rows = 2, choice.max_tokens = pages * kPageTokens, choice.list_stride = pages;
+      choice.info.q_heads = choice.info.q_heads_total = choice.info.kv_heads = choice.info.kv_heads_total = 1;
+      choice.info.head_dim = 64;
+      const std::vector<DevicePagedHead> heads(2, {nullptr, pages * kPageTokens});
+      const auto stride = at(page_score_stride(choice.max_tokens));
+      std::vector<float> scores(2 * stride, NAN);
+      for (std::size_t row = 0; row < 2; ++row)
+        for (std::int64_t i = 0; i < pages; ++i) scores[row * stride + at(i)] = draw(i);
+      std::vector<DecodeBudget> budgets(2);
+      budgets[0].pages = static_cast<std::int32_t>(1 + rng.below(static_cast<std::uint64_t>(pages)));
+      budgets[1].pages = static_cast<std::int32_t>(std::min<std::int64_t>(pages / 2, 128));
+      const DeviceVector<DevicePagedHead> device_heads(heads);
+      const DeviceVector<float> device_scores(scores);
+      const DeviceVector<DecodeBudget> device_budgets(budgets);
+      const DeviceVector<std::int32_t> lists(2 * at(pages)), counts(2);
+      choice.heads = device_heads.data(), choice.budgets = device_budgets.data();
+      choose_pages_cuda(choice, PageRule::kBest, 1, device_scores.data(), {}, lists.data(), counts.data(),
+                        pages, nullptr);
+      const auto chosen = lists.download(), count = counts.download();
+      for (std::size_t row = 0; row < 2; ++row) {
+        std::vector<std::int32_t> expected(at(pages - 1));
+        std::iota(expected.begin(), expected.end(), 0);
+        const float* of = scores.data() + row * stride;
+        std::stable_sort(expected.begin(), expected.end(),
+                         [&](std::int32_t a, std::int32_t b) { return of[a] > of[b]; });
+        expected.resize(std::min(expected.size(), at(budgets[row].pages)));
+        std::sort(expected.begin(), expected.end());
+        expected.push_back(static_cast<std::int32_t>(pages - 1));
+        const auto* from = chosen.data() + row * at(pages);
+        ASSERT_EQ(std::vector<std::int32_t>(from, from + count[row]), expected) << "row " << row;
+      }
+    }
 }
 TEST(DecodeMethodsCuda, OracleTopK) {
   const std::vector<json> budgets{{{"budget", 16}}, {{"budget", 160}}, {{"budget", 2048}}};
