@@ -285,7 +285,7 @@ void bench_kernels() {
         launch_argmax({.x = floats.as<float>(),
                        .n = n,
                        .columns = 152064,
-                       .partial = small.as<unsigned long long>(),
+                       .partial = reinterpret_cast<unsigned long long*>(small.as<std::byte>() + (16 << 20)),
                        .results = reinterpret_cast<ArgmaxResult*>(small.as<std::byte>() + (32 << 20))},
                       stream);
       });

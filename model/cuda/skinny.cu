@@ -23,10 +23,19 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kStep = 32;  ///< Inputs of one load of a warp.
 constexpr int kOctet = 8;  ///< Outputs of half an instruction.
 
-template <int kTiles>
-inline constexpr int kStages = kTiles == 1 ? 8 : 4;
-template <int kTiles>
-inline constexpr int kSharedBytes = 2 * kTiles* kStages<kTiles>* kThreads * 16;
+/// How a block of kTiles units of 16 outputs for kRowTiles of 8 rows uses its shared memory.
+template <int kTiles, int kRowTiles, bool kNorm>
+struct Ring {
+  /// Up to 16 rows come through the ring, too: loaded a step ahead their latency would be the time of a step.
+  static constexpr bool kRows = kRowTiles <= 2;
+  static constexpr int kWeightPieces = 2 * kTiles * kThreads, kRowPieces = kRows ? kRowTiles * kThreads : 0,
+                       kNormPieces = kNorm && kRows ? kWarps * kStep / 4 : 0,
+                       kStagePieces = kWeightPieces + kRowPieces + kNormPieces;  ///< of 16 bytes
+  /// Three blocks of 8 rows, two of more fit on a multiprocessor of Hopper.
+  static constexpr int kStages = !kRows ? 4 : kNorm ? 5 : 6;
+  static constexpr int kBytes = kStages * kStagePieces * 16;
+  static_assert(kWarps * 8 * kRowTiles * (2 * kOctet * kTiles + 1) * 4 <= kBytes, "the warps' sums go there");
+};
 
 // --- What becomes of a product. A unit is two octets: octet(unit, 0) and octet(unit, 1) are their first rows
 // of w; finish() takes the sums of row `i` of both.
@@ -119,10 +128,10 @@ struct CacheEnd {
 template <int kTiles, int kRowTiles, bool kNorm, class End>
 __global__ void __launch_bounds__(kThreads, kTiles)
     skinny_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end) {
-  constexpr int kOutputs = 2 * kOctet * kTiles, kRows = 8 * kRowTiles, kDepth = kStages<kTiles>;
-  static_assert(kWarps * kRows * (kOutputs + 1) * 4 <= kSharedBytes<kTiles>);
+  using Ring = Ring<kTiles, kRowTiles, kNorm>;
+  constexpr int kOutputs = 2 * kOctet * kTiles, kRows = 8 * kRowTiles, kDepth = Ring::kStages;
   extern __shared__ __align__(128) unsigned char raw[];
-  auto* ring = reinterpret_cast<uint4*>(raw);  // [kDepth][2 * kTiles][kThreads]
+  auto* ring = reinterpret_cast<uint4*>(raw);  // [kDepth][kStagePieces]: weights, rows, norm
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int group = lane / 4, quarter = lane % 4;
   const std::int64_t first_unit = static_cast<std::int64_t>(blockIdx.x) * kTiles,
@@ -138,55 +147,81 @@ __global__ void __launch_bounds__(kThreads, kTiles)
     w[m] =
         static_cast<unsigned>((End::kWhole || output < args.outputs ? output : 0) * (args.inputs / kVector));
   }
+  int x[kRowTiles];  // where this lane's rows begin
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) x[r] = (r * 8 + group < args.rows ? r * 8 + group : 0) * args.inputs;
   const int first = warp * kStep + quarter * kVector;  // of this lane's inputs
   constexpr int kStride = kWarps * kStep;
-  const auto fetch = [&](int step) {
+  const auto fetch_weights = [&](int step, int stage) {
     const int at = first + step * kStride;
     const bool inside = at < args.inputs;
+    uint4* to = ring + stage * Ring::kStagePieces + thread;
 #pragma unroll
     for (int m = 0; m < 2 * kTiles; ++m)
-      copy_async_16(ring + (step % kDepth * 2 * kTiles + m) * kThreads + thread,
-                    weights + w[m] + (inside ? at / kVector : 0), inside);
+      copy_async_16(to + m * kThreads, weights + w[m] + (inside ? at / kVector : 0), inside);
+    if (Ring::kNormPieces > 0 && lane < kStep / 4) {  // the warp's 32 floats
+      const int norm = warp * kStep + lane * 4 + step * kStride;
+      const bool exists = norm < args.inputs;
+      copy_async_16(to - thread + Ring::kWeightPieces + Ring::kRowPieces + warp * (kStep / 4) + lane,
+                    args.norm + (exists ? norm : 0), exists);
+    }
+  };
+  const auto fetch_rows = [&](int step, int stage) {
+    if (!Ring::kRows) return;
+    const int at = first + step * kStride;
+    const bool inside = at < args.inputs;
+    uint4* to = ring + stage * Ring::kStagePieces + Ring::kWeightPieces + thread;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+      copy_async_16(to + r * kThreads, args.x + x[r] + (inside ? at : 0), inside);
   };
   const int steps = (args.inputs - warp * kStep + kStride - 1) / kStride;  // the same in a warp; may be 0
   for (int step = 0; step < kDepth - 1; ++step) {
-    if (step < steps) fetch(step);
+    if (step < steps) fetch_weights(step, step);
     copy_async_commit();
   }
   let_next_start();
   wait_for_previous();
+  // A group of its own for each step: in both parts of the ring's life kDepth - 2 younger groups may be
+  // pending when a step begins.
+  for (int step = 0; Ring::kRows && step < kDepth - 1; ++step) {
+    if (step < steps) fetch_rows(step, step);
+    copy_async_commit();
+  }
 
-  int x[kRowTiles];  // where this lane's rows begin
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) x[r] = (r * 8 + group < args.rows ? r * 8 + group : 0) * args.inputs;
   float sums[kTiles][kRowTiles][4] = {}, squares[kRowTiles] = {};
   uint4 b[kRowTiles], next[kRowTiles];
-  constexpr bool kNormAhead = kNorm && kRowTiles == 1;  // more rows need the registers
-  float norm[kVector] = {}, next_norm[kVector] = {};
-  const auto load_x = [&](int step) {
+  const auto load_rows = [&](int step) {
     const int at = first + step * kStride;
-    if (at >= args.inputs) {
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) next[r] = uint4{0, 0, 0, 0};
-      return;
-    }
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) next[r] = *reinterpret_cast<const uint4*>(args.x + x[r] + at);
-    if (kNormAhead) load_floats(args.norm + at, next_norm);
+    for (int r = 0; r < kRowTiles; ++r)
+      next[r] = at < args.inputs ? *reinterpret_cast<const uint4*>(args.x + x[r] + at) : uint4{0, 0, 0, 0};
   };
-  load_x(0);
-#pragma unroll(kNorm&& kRowTiles > 1 ? 1 : 2)
+  if (!Ring::kRows) load_rows(0);
+  int stage = 0, free_stage = kDepth - 1;
+#pragma unroll 1
   for (int step = 0; step < steps; ++step) {
+    const uint4* from = ring + stage * Ring::kStagePieces + thread;
+    if (!Ring::kRows) {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) b[r] = next[r];
-    if (kNormAhead) {
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) norm[e] = next_norm[e];
-    } else if (kNorm && first + step * kStride < args.inputs) {
-      load_floats(args.norm + first + step * kStride, norm);
+      for (int r = 0; r < kRowTiles; ++r) b[r] = next[r];
+      load_rows(step + 1);
     }
-    load_x(step + 1);
+    copy_async_wait<kDepth - 2>();
+    if (Ring::kRows) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) b[r] = from[Ring::kWeightPieces + r * kThreads];
+    }
     if (kNorm) {
+      float norm[kVector] = {};
+      if (Ring::kRows) {
+        __syncwarp();  // other lanes fetched them
+        load_floats(reinterpret_cast<const float*>(from - thread + Ring::kWeightPieces + Ring::kRowPieces +
+                                                   warp * (kStep / 4) + quarter * 2),
+                    norm);
+      } else if (first + step * kStride < args.inputs) {
+        load_floats(args.norm + first + step * kStride, norm);
+      }
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         float values[kVector];
@@ -199,11 +234,9 @@ __global__ void __launch_bounds__(kThreads, kTiles)
         b[r] = pack(values);
       }
     }
-    copy_async_wait<kDepth - 2>();
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      const uint4* slot = ring + ((step % kDepth * kTiles + m) * 2) * kThreads + thread;
-      const uint4 upper = slot[0], lower = slot[kThreads];
+      const uint4 upper = from[2 * m * kThreads], lower = from[(2 * m + 1) * kThreads];
       const std::uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y};
       const std::uint32_t high[4] = {upper.z, lower.z, upper.w, lower.w};
 #pragma unroll
@@ -212,9 +245,14 @@ __global__ void __launch_bounds__(kThreads, kTiles)
         mma(sums[m][r], high, b[r].z, b[r].w);
       }
     }
-    // The slot of the step before: this lane has used what it held.
-    if (step + kDepth - 1 < steps) fetch(step + kDepth - 1);
+    // The stage of the step before: this warp has used what it held.
+    if (step + kDepth - 1 < steps) {
+      fetch_weights(step + kDepth - 1, free_stage);
+      fetch_rows(step + kDepth - 1, free_stage);
+    }
     copy_async_commit();
+    free_stage = stage;
+    stage = stage + 1 == kDepth ? 0 : stage + 1;
   }
   copy_async_wait<0>();
   __syncthreads();  // the ring's memory now takes the warps' sums
@@ -261,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, kTiles)
 
 template <int kTiles, int kRowTiles, bool kNorm, class End>
 void launch_tiles(const SkinnyProduct& product, const End& end, cudaStream_t stream) {
-  constexpr int kOutputs = 2 * kOctet * kTiles, kBytes = kSharedBytes<kTiles>;
+  constexpr int kOutputs = 2 * kOctet * kTiles, kBytes = Ring<kTiles, kRowTiles, kNorm>::kBytes;
   const auto kernel = skinny_kernel<kTiles, kRowTiles, kNorm, End>;
   LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const auto blocks = static_cast<unsigned>((product.outputs + kOutputs - 1) / kOutputs);
