@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string_view>
 
 #include "core/cuda.h"
 #include "core/log.h"
@@ -31,7 +32,8 @@ inline int run_gpu_team_tests(int argc, char** argv) {
   }
 #if LACUNA_HAS_NCCL
   // Tests of ranks that share a GPU over NCCL are registered with this.
-  if (std::getenv("NCCL_MULTI_RANK_GPU_ENABLE") != nullptr && session.size() > gpus &&
+  const char* share = std::getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+  if (share != nullptr && std::string_view(share) == "1" && session.size() > gpus &&
       !nccl_joins_ranks_on_one_gpu()) {
     int version = 0;
     if (session.rank() == 0 && ncclGetVersion(&version) == ncclSuccess)
