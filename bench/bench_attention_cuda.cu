@@ -297,6 +297,7 @@ void bench_slash_index(std::int64_t tokens, int window, int k, float mass) {
     slash.indices = offsets.as<std::int32_t>(), slash.counts = counts.as<std::int32_t>() + 64;
     top_k_pair_cuda(vertical, slash, {search.data(), search.bytes()}, s);
   };
+  const Buffer list_space(slash_lists_workspace_bytes(kQHeads, tokens, tokens), Buffer::Kind::kDevice);
   const auto lists = [&](cudaStream_t s) {
     SlashListsParams params;
     params.columns = columns.as<std::int32_t>(), params.column_counts = counts.as<std::int32_t>();
@@ -308,7 +309,7 @@ void bench_slash_index(std::int64_t tokens, int window, int k, float mass) {
     out.range_begin = begin.as<std::int64_t>();
     out.columns = packed.as<std::int32_t>(), out.column_begin = counts.as<std::int64_t>() + 128;
     out.overflow = counts.as<int>() + 512;
-    slash_lists_cuda(params, out, s);
+    slash_lists_cuda(params, out, {list_space.data(), list_space.bytes()}, s);
   };
   const double score_ms = time_ms(scores, 60), choose_ms = time_ms(choose, 60), list_ms = time_ms(lists, 60);
   std::printf(

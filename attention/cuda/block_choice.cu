@@ -183,46 +183,22 @@ __global__ void __launch_bounds__(kThreads)
     bits[word] = 0;
 }
 
-/// One warp per row; a lane takes every 32nd word.
+/// One warp per row.
 template <bool kWrite>
 __global__ void block_lists_kernel(const __grid_constant__ BlockBits params,
                                    const __grid_constant__ TileListsOut out, int row_blocks) {
   const std::int64_t slot = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) >> 5;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
   if (slot >= static_cast<std::int64_t>(params.heads) * row_blocks) return;
-  const int count = static_cast<int>(slot % row_blocks) + 1;
-  const std::uint32_t* bits = params.bits + slot * params.words;
-  const auto word_at = [&](int word) {
-    const int left = count - word * 32;
-    if (left <= 0) return 0u;
-    return left < 32 ? bits[word] & ((1u << left) - 1) : bits[word];
-  };
-  const auto lowest = [](unsigned word) { return __popc((word & (0u - word)) - 1); };
-  std::int64_t at = kWrite ? out.range_begin[slot] : 0;
-  unsigned carry = 0;
-  for (int first = 0; first * 32 < count; first += 32) {
-    const unsigned word = word_at(first + lane);
-    unsigned before = __shfl_up_sync(~0u, word, 1);
-    if (lane == 0) before = carry;
-    carry = __shfl_sync(~0u, word, 31);
-    const unsigned starts = word & ~(word << 1 | before >> 31);
-    const int number = __popc(starts), until = inclusive_scan(number);
-    if constexpr (kWrite) {
-      std::int64_t to = at + until - number;
-      for (unsigned rest = starts; rest != 0; rest &= rest - 1, ++to) {
-        const int bit = lowest(rest);
-        const unsigned gap = ~word & ~((1u << bit) - 1);
-        int end_word = first + lane;
-        unsigned ends = gap;
-        while (ends == 0) ends = ~word_at(++end_word);
-        const int start = ((first + lane) * 32 + bit) * params.block;
-        const int end = min((end_word * 32 + lowest(ends)) * params.block, static_cast<int>(params.tokens));
-        if (to < out.max_ranges) out.ranges[to] = {start, end - start};
-      }
-    }
-    at += __shfl_sync(~0u, until, 31);
-  }
-  if (!kWrite && lane == 0) out.range_begin[slot + 1] = at;
+  const std::int64_t begin = kWrite ? out.range_begin[slot] : 0;
+  const auto tokens = static_cast<int>(params.tokens);
+  const int runs =
+      warp_runs(params.bits + slot * params.words, static_cast<int>(slot % row_blocks) + 1,
+                [&](int i, int start, int end) {
+                  if (kWrite && begin + i < out.max_ranges)
+                    out.ranges[begin + i] = {start * params.block,
+                                             min(end * params.block, tokens) - start * params.block};
+                });
+  if (!kWrite && (threadIdx.x & 31) == 0) out.range_begin[slot + 1] = runs;
 }
 
 template <bool kMass>

@@ -1,6 +1,7 @@
-// Turns counts into places: the step between counting and writing the ranges of tile lists.
+// Runs of bits as ranges, and the step between counting the ranges of tile lists and writing them.
 #pragma once
 
+#include "attention/cuda/radix.cuh"
 #include "attention/cuda/select_cuda.h"
 #include "core/cuda.h"
 
@@ -8,25 +9,49 @@ namespace lacuna {
 
 inline constexpr int kScanThreads = 1024, kScanLists = 8;  ///< lists of one thread at a time
 
-/// Calls emit(start, end) for the runs of set bits among the first `count`, in tokens, from left to right.
-template <class Emit>
-__device__ void walk_bits(const std::uint32_t* bits, int count, int block, int tokens, Emit&& emit) {
-  int start = -1;
-  for (int base = 0; base < count; base += 32) {
-    std::uint32_t word = bits[base / 32];
-    if (count - base < 32) word &= (1u << (count - base)) - 1;
-    if (start < 0 && word == 0) continue;
-    if (start >= 0 && word == ~0u) continue;
-    for (int b = 0; b < 32; ++b) {
-      const bool set = (word >> b & 1u) != 0;
-      if (set && start < 0) start = base + b;
-      if (!set && start >= 0) {
-        emit(start * block, min((base + b) * block, tokens));
-        start = -1;
-      }
-    }
+/// The bits of word `word` among the first `count`.
+__device__ inline unsigned bits_among(const std::uint32_t* bits, int count, int word) {
+  const int left = count - word * 32;
+  if (left <= 0) return 0;
+  return left < 32 ? bits[word] & ((1u << left) - 1) : bits[word];
+}
+/// Runs of set bits among the first `count`.
+__device__ inline int count_runs(const std::uint32_t* bits, int count) {
+  int runs = 0;
+  unsigned before = 0;
+  for (int word = 0; word * 32 < count; ++word) {
+    const unsigned x = bits_among(bits, count, word);
+    runs += __popc(x & ~(x << 1 | before >> 31));
+    before = x;
   }
-  if (start >= 0) emit(start * block, min(count * block, tokens));
+  return runs;
+}
+/// A whole warp calls emit(i, start, end) for the runs of set bits among the first `count`, i counting them
+/// from the left, and returns how many there are. A lane takes every 32nd word.
+template <class Emit>
+__device__ int warp_runs(const std::uint32_t* bits, int count, const Emit& emit) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const auto lowest = [](unsigned word) { return __popc((word & (0u - word)) - 1); };
+  int runs = 0;
+  unsigned carry = 0;
+  for (int first = 0; first * 32 < count; first += 32) {
+    const unsigned word = bits_among(bits, count, first + lane);
+    unsigned before = __shfl_up_sync(~0u, word, 1);
+    if (lane == 0) before = carry;
+    carry = __shfl_sync(~0u, word, 31);
+    const unsigned starts = word & ~(word << 1 | before >> 31);
+    const int number = __popc(starts), until = inclusive_scan(number);
+    int run = runs + until - number;
+    for (unsigned rest = starts; rest != 0; rest &= rest - 1, ++run) {
+      const int bit = lowest(rest);
+      unsigned ends = ~word & ~((1u << bit) - 1);
+      int end_word = first + lane;
+      while (ends == 0) ends = ~bits_among(bits, count, ++end_word);
+      emit(run, (first + lane) * 32 + bit, end_word * 32 + lowest(ends));
+    }
+    runs += __shfl_sync(~0u, until, 31);
+  }
+  return runs;
 }
 
 /// On entry range_begin[1 + i] is the number of ranges of list i; on exit range_begin is the CSR index. A

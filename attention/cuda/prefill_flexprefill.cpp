@@ -82,12 +82,15 @@ class FlexPrefill final : public DeviceSelector {
       kept.bit_words = chosen.words;
     }
 
+    CudaWorkspace lists;
+    if (!original_)
+      lists = take_workspace(context_, slash_lists_workspace_bytes(info.q_heads, tokens, kept.offset_stride));
     const ListsPlan plan = plan_of(info, tokens, blocks, tally, counts);
     return make_lists(context_, info, plan, nullptr, [&](const TileListsOut& out) {
       if (original_) {
         block_lists_cuda(chosen, out, context_.stream);
       } else {
-        slash_lists_cuda(kept, out, context_.stream);
+        slash_lists_cuda(kept, out, lists, context_.stream);
       }
     });
   }

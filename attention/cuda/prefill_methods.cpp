@@ -77,13 +77,15 @@ class VerticalSlash final : public DeviceSelector {
 
     counts.index_flops += info.q_heads * (window_scores_flops(info, tokens, window_) +
                                           selection_flops(tokens, columns + offsets));
+    const CudaWorkspace lists =
+        take_workspace(context_, slash_lists_workspace_bytes(info.q_heads, tokens, offsets));
     return make_lists(context_, info,
                       {.tokens = tokens,
                        .row_block = kSlashRowBlock,
                        .max_ranges = info.q_heads * most_slash_ranges(tokens, offsets),
                        .max_columns = columns},
                       not_finite,
-                      [&](const TileListsOut& out) { slash_lists_cuda(kept, out, context_.stream); });
+                      [&](const TileListsOut& out) { slash_lists_cuda(kept, out, lists, context_.stream); });
   }
 
  private:

@@ -88,7 +88,9 @@ struct SlashListsParams {
   const std::uint32_t* bits = nullptr;
   std::int64_t bit_words = 0;
 };
-void slash_lists_cuda(const SlashListsParams& params, const TileListsOut& out, cudaStream_t stream);
+void slash_lists_cuda(const SlashListsParams& params, const TileListsOut& out, CudaWorkspace workspace,
+                      cudaStream_t stream);
+std::size_t slash_lists_workspace_bytes(int heads, std::int64_t tokens, std::int64_t offset_stride);
 
 /// Block-sparse: mean-pools q and k over blocks of `block` rows, scores causal block pairs and keeps the
 /// first, the last two and the best others, `top` in all: see methods/prefill_block_sparse.cpp. not_finite

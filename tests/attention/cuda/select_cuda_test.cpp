@@ -260,7 +260,9 @@ TEST(SlashListsCuda, ReleasedAndExact) {
       out.range_begin = begin.data(), out.columns = out_columns.data(),
       out.column_begin = column_begin.data();
       out.overflow = overflow.data();
-      slash_lists_cuda(params, out, nullptr);
+      const DeviceVector<std::uint8_t> memory(slash_lists_workspace_bytes(kHeads, tokens, tokens));
+      const CudaWorkspace workspace{memory.data(), memory.size()};
+      slash_lists_cuda(params, out, workspace, nullptr);
       const auto got = ranges.download();
       const auto got_begin = begin.download();
       EXPECT_EQ(overflow.download()[0], 0);
@@ -284,7 +286,7 @@ TEST(SlashListsCuda, ReleasedAndExact) {
       // Too little room is told, not written past.
       if (at > 1) {
         out.max_ranges = static_cast<std::int64_t>(at) - 1;
-        slash_lists_cuda(params, out, nullptr);
+        slash_lists_cuda(params, out, workspace, nullptr);
         EXPECT_EQ(overflow.download()[0], 1);
       }
     }
