@@ -123,14 +123,15 @@ __device__ Threshold find_mass(const ChoiceRow<kThreads, kHeld>& row, const Bloc
   return {search.prefix, equal_needed(search, params.strictly)};
 }
 
-/// How many entries equal to the threshold earlier warps have.
-template <int kThreads, int kHeld>
+/// How many entries equal to the threshold earlier warps have; forced ones only count for a mass, whose order
+/// knows none.
+template <bool kMass, int kThreads, int kHeld>
 __device__ unsigned equal_in_earlier_warps(const ChoiceRow<kThreads, kHeld>& row, std::uint32_t threshold) {
   __shared__ unsigned per_warp[kThreads / 32];
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   unsigned own = 0, before = 0;
   row.for_words([&](std::uint32_t key, int i, int) {
-    const bool equal = i < row.n && key == threshold && !row.forced(i);
+    const bool equal = i < row.n && key == threshold && (kMass || !row.forced(i));
     own += static_cast<unsigned>(__popc(__ballot_sync(~0u, equal)));
   });
   if ((threadIdx.x & 31) == 0) per_warp[warp] = own;
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
     cut = find_count(row, params.count);
   }
   unsigned equal_before = 0;
-  if (cut.wanted != 0 && cut.wanted != ~0u) equal_before = equal_in_earlier_warps(row, cut.threshold);
+  if (cut.wanted != 0 && cut.wanted != ~0u) equal_before = equal_in_earlier_warps<kMass>(row, cut.threshold);
 
   const std::int64_t line =
       static_cast<std::int64_t>(head) * params.row_blocks + params.first_row + strip_row;
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kThreads)
   std::uint32_t mine = 0;  // lane l keeps word l of the warp, so that words are written side by side
   row.for_words([&](std::uint32_t key, int i, int j) {
     const bool forced = i < row.n && row.forced(i);
-    const bool equal = i < row.n && key == cut.threshold && !forced;
+    const bool equal = i < row.n && key == cut.threshold && (kMass || !forced);
     const unsigned equals = __ballot_sync(~0u, equal);
     const unsigned rank = equal_before + static_cast<unsigned>(__popc(equals & ((1u << lane) - 1)));
     const bool take = forced || (i < row.n && key > cut.threshold) || (equal && rank < cut.wanted);

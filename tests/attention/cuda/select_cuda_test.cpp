@@ -1,9 +1,7 @@
-// The selectors against plain loops: last-window scores, top-k and top-p with ties, tile lists, page bounds,
-// eviction.
+// The selectors against plain loops: last-window scores and tile lists of diagonals.
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "attention/cuda/select_cuda.h"
 #include "tests/attention/cuda/cuda_test_util.h"
@@ -112,85 +110,6 @@ TEST(WindowScoresCuda, ReportsNotFinite) {
   window_scores_cuda(input, 64, {.column_sum = sum.data(), .not_finite = bad.data()},
                      {workspace.data(), workspace.size()}, nullptr);
   EXPECT_EQ(bad.download(), (std::vector<int>{0, 1}));
-}
-
-/// k best by (score descending, index ascending), forced ends first; with mass, k is at least the smallest
-/// prefix of the plain order above it.
-std::vector<std::int32_t> best(const std::vector<float>& scores, int n, int k, int first, int last,
-                               float mass) {
-  std::vector<std::int32_t> order(static_cast<std::size_t>(n));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
-  });
-  if (mass >= 0) {
-    double total = 0, sum = 0;
-    for (int i = 0; i < n; ++i) total += scores[static_cast<std::size_t>(i)];
-    int count = 0;
-    while (count < n && !(sum > mass * total))
-      sum += scores[static_cast<std::size_t>(order[static_cast<std::size_t>(count++)])];
-    k = std::max(k, count);
-  }
-  k = std::min(n, std::max(k, first + last));
-  std::stable_partition(order.begin(), order.end(),
-                        [&](std::int32_t i) { return i < first || i >= n - last; });
-  order.resize(static_cast<std::size_t>(k));
-  std::sort(order.begin(), order.end());
-  return order;
-}
-
-void check_top(int n, int k, int first, int last, float mass, int levels) {
-  SCOPED_TRACE(fmt::format("n {} k {} first {} last {} mass {} levels {}", n, k, first, last, mass, levels));
-  constexpr int kRows = 3;
-  const auto stride = static_cast<std::size_t>(n + 5);
-  std::vector<float> scores(kRows * stride, 1e30f);
-  std::vector<std::int32_t> row_n;
-  std::uint64_t state = static_cast<std::uint64_t>(n * 31 + k);
-  for (int r = 0; r < kRows; ++r) {
-    row_n.push_back(r == 1 ? n / 2 : n);
-    for (int i = 0; i < n; ++i) {
-      state = state * 6364136223846793005ull + 1442695040888963407ull;
-      const int value = static_cast<int>((state >> 33) % static_cast<std::uint64_t>(levels));
-      // Top-p on integers, so that sums are exact; signs only without mass.
-      scores[static_cast<std::size_t>(r) * stride + static_cast<std::size_t>(i)] =
-          static_cast<float>(mass >= 0 ? value : value - levels / 2);
-    }
-  }
-  const DeviceVector<float> device_scores(scores);
-  const DeviceVector<std::int32_t> device_n(row_n), indices(kRows * stride),
-      counts(static_cast<std::size_t>(kRows));
-  TopKParams params;
-  params.scores = device_scores.data(), params.score_stride = static_cast<std::int64_t>(stride);
-  params.rows = kRows, params.n = n, params.row_n = device_n.data(), params.k = k;
-  params.first = first, params.last = last, params.mass = mass;
-  params.indices = indices.data(), params.index_stride = static_cast<std::int64_t>(stride),
-  params.counts = counts.data();
-  const DeviceVector<std::uint8_t> workspace(top_k_workspace_bytes(kRows, n, true));
-  top_k_cuda(params, {workspace.data(), workspace.size()}, nullptr);
-  const auto got = indices.download();
-  const auto got_counts = counts.download();
-  for (int r = 0; r < kRows; ++r) {
-    const auto at = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * stride);
-    const auto expected =
-        best({scores.begin() + at, scores.end()}, row_n[static_cast<std::size_t>(r)], k, first, last, mass);
-    const auto count = static_cast<std::ptrdiff_t>(got_counts[static_cast<std::size_t>(r)]);
-    ASSERT_EQ(static_cast<std::size_t>(count), expected.size()) << "row " << r;
-    ASSERT_TRUE(std::equal(expected.begin(), expected.end(), got.begin() + at)) << "row " << r;
-  }
-}
-
-TEST(TopKCuda, TiesGoToTheLowerIndex) {
-  for (const int n : {1, 5, 100, 1024, 1025, 5000, 20000})
-    for (const int levels : {1, 3, 50, 1000000})
-      for (const int k : {0, 1, 7, n / 3, n, n + 10}) check_top(n, k, 0, 0, -1.0f, levels);
-}
-TEST(TopKCuda, ForcedEnds) {
-  for (const int n : {3, 200, 3000, 17000}) check_top(n, std::max(150, n / 10), 4, 128, -1.0f, 20);
-}
-TEST(TopKCuda, Mass) {
-  for (const int n : {10, 900, 18000})
-    for (const float mass : {0.0f, 0.3f, 0.5f, 0.9f, 1.0f})
-      for (const int levels : {1, 2, 30, 1000}) check_top(n, std::min(n, 5), 4, 0, mass, levels);
 }
 
 /// The released rule in the words of docs: offsets descending, extension by a whole 64.
