@@ -319,6 +319,99 @@ void bench_slash_index(std::int64_t tokens, int window, int k, float mass) {
   std::fflush(stdout);
 }
 
+/// Two steps of block_sparse's index by themselves, on random scores: the choice of all rows and their lists.
+void bench_block_choice(std::int64_t tokens, int block, int top) {
+  constexpr int kStrip = 128;
+  const std::int64_t blocks = (tokens + block - 1) / block, words = (blocks + 31) / 32;
+  // The upper half of each float is a near normal bfloat16.
+  const Buffer scores = random_bf16(static_cast<std::size_t>(kQHeads * kStrip * blocks * 2), 7);
+  const Buffer bits(static_cast<std::size_t>(kQHeads * blocks * words) * 4, Buffer::Kind::kDevice);
+  const Buffer ranges(static_cast<std::size_t>(kQHeads * blocks * top) * sizeof(KeyRange),
+                      Buffer::Kind::kDevice);
+  const Buffer begin(static_cast<std::size_t>(kQHeads * blocks + 1) * 8, Buffer::Kind::kDevice);
+  const Buffer overflow(64, Buffer::Kind::kDevice);
+  BlockChoiceParams choice;
+  choice.scores = scores.as<float>(), choice.score_stride = blocks, choice.strip_rows = kStrip;
+  choice.count = top, choice.force_first = 1, choice.force_last = 2;
+  choice.bits = bits.as<std::uint32_t>(), choice.row_blocks = static_cast<int>(blocks), choice.words = words;
+  const double choice_ms = time_ms(
+      [&](cudaStream_t s) {
+        for (std::int64_t first = 0; first < blocks; first += kStrip) {
+          choice.first_row = static_cast<int>(first);
+          choose_blocks_cuda(choice, kQHeads,
+                             static_cast<int>(std::min<std::int64_t>(kStrip, blocks - first)), s);
+        }
+      },
+      60);
+  TileListsOut out;
+  out.ranges = ranges.as<KeyRange>(), out.max_ranges = kQHeads * blocks * top;
+  out.range_begin = begin.as<std::int64_t>(), out.overflow = overflow.as<int>();
+  const double list_ms = time_ms(
+      [&](cudaStream_t s) {
+        block_lists_cuda({.bits = bits.as<std::uint32_t>(),
+                          .words = words,
+                          .heads = kQHeads,
+                          .tokens = tokens,
+                          .block = block},
+                         out, s);
+      },
+      60);
+  std::printf("index block_sparse %-4d top %-5d       %7lld  of it: choice %7.3f ms  lists %7.3f ms\n", block,
+              top, static_cast<long long>(tokens), choice_ms, list_ms);
+  std::fflush(stdout);
+}
+
+/// What snapkv (sums) and ada_snapkv (maxima) do, step by step.
+void bench_evict(std::int64_t tokens, int window, int capacity) {
+  const PrefillData data(tokens);
+  const LayerInfo& info = data.input.info;
+  const std::size_t cells = static_cast<std::size_t>(tokens) * kQHeads;
+  const Buffer rows(cells * 4, Buffer::Kind::kDevice), pooled(cells * 4, Buffer::Kind::kDevice);
+  const Buffer kept(cells * 4, Buffer::Kind::kDevice), counts(256, Buffer::Kind::kDevice);
+  const Buffer space(std::max({window_scores_workspace_bytes(info, tokens, window, false),
+                               top_k_workspace_bytes(kKvHeads, tokens, false),
+                               shared_budget_workspace_bytes(kKvHeads, tokens)}),
+                     Buffer::Kind::kDevice);
+  const CudaWorkspace workspace{space.data(), space.bytes()};
+  for (const bool maximum : {false, true}) {
+    const double score_ms = time_ms(
+        [&](cudaStream_t s) {
+          WindowScoresOut out;
+          (maximum ? out.column_max : out.column_sum) = rows.as<float>();
+          window_scores_cuda(data.input, window, out, workspace, s);
+        },
+        60);
+    const double pool_ms = time_ms(
+        [&](cudaStream_t s) {
+          pool_importance_cuda(rows.as<float>(), info, tokens, maximum, 21, pooled.as<float>(), s);
+        },
+        60);
+    const double choice_ms = time_ms(
+        [&](cudaStream_t s) {
+          if (maximum) {
+            SharedBudgetParams budget;
+            budget.importance = pooled.as<float>(), budget.kv_heads = kKvHeads, budget.tokens = tokens;
+            budget.capacity = capacity, budget.floor = capacity / 5, budget.first = 4, budget.last = 128;
+            budget.kept = kept.as<std::int32_t>(), budget.kept_stride = tokens;
+            budget.counts = counts.as<std::int32_t>();
+            shared_budget_cuda(budget, workspace, s);
+          } else {
+            TopKParams top;
+            top.scores = pooled.as<float>(), top.score_stride = tokens, top.rows = kKvHeads;
+            top.n = static_cast<int>(tokens), top.k = capacity, top.first = 4, top.last = 128;
+            top.indices = kept.as<std::int32_t>(), top.index_stride = tokens;
+            top.counts = counts.as<std::int32_t>();
+            top_k_cuda(top, workspace, s);
+          }
+        },
+        60);
+    std::printf("choosing for %-12s W %4d      %7lld  scores %7.3f ms  pool %7.3f ms  choice %7.3f ms\n",
+                maximum ? "ada_snapkv" : "snapkv", window, static_cast<long long>(tokens), score_ms, pool_ms,
+                choice_ms);
+    std::fflush(stdout);
+  }
+}
+
 /// block_sparse with its index, as a layer runs it.
 void bench_block_sparse(std::int64_t tokens, int block, int top) {
   const PrefillData data(tokens);
@@ -485,7 +578,10 @@ int main_of(int argc, char** argv) {
     bench_slash_index(longest, 256, 512, -1.0f);
     bench_slash_index(longest, 512, 512, 0.7f);
     bench_block_sparse(longest, 64, static_cast<int>(longest / 640));
+    bench_block_choice(longest, 16, static_cast<int>(longest / 320));
     bench_block_sparse(longest, 16, static_cast<int>(longest / 320));
+    bench_evict(longest, 256, 4096);
+    bench_evict(longest, 32, 4096);
   }
   if (what == "decode" || what == "all") {
     for (std::int64_t tokens = 16384; tokens <= longest; tokens *= 2) bench_decode(tokens);
