@@ -14,7 +14,7 @@ namespace {
 
 /// Everything that follows from the host fields of DecodeParams.
 struct Plan {
-  int group, parts, slots, splits, wave, runs, rows;
+  int group, parts, slots, third, runs, rows;
   std::size_t state, output, total;
 
   explicit Plan(const DecodeParams& params) {
@@ -23,19 +23,15 @@ struct Plan {
     parts = (std::min(group, info.q_heads) + kDecodeRows - 1) / kDecodeRows;
     slots = params.lists_per_q_head ? info.q_heads : info.kv_heads * parts;
     rows = params.lists_per_q_head ? 1 : std::min({group, info.q_heads, kDecodeRows});
-    // Not functions of the batch, so that a sequence's bits are not either.
-    const int device = current_cuda_device().multiprocessors;
-    const auto per_slot = [&](int blocks) {
-      return std::clamp((blocks * device + slots - 1) / slots, 1, kDecodeMaxRuns);
-    };
-    wave = per_slot(3);
-    // Lists are short; blocks that find nothing to do would take longer than a finer cut saves.
-    splits = params.lists != nullptr ? wave : per_slot(8);
+    // One block per multiprocessor, three times. Not a function of the batch, so that a sequence's bits are
+    // not either.
+    third = std::clamp((current_cuda_device().multiprocessors + slots - 1) / slots, 1, kDecodeMaxRuns / 8);
     const std::int64_t pages =
         std::clamp<std::int64_t>((params.max_tokens + kPageTokens - 1) / kPageTokens, 1, INT32_MAX / 2);
-    const auto cut = [&](int run_pages) { return static_cast<int>((pages + run_pages - 1) / run_pages); };
-    // The most runs that decode_run_pages() makes of any number of pages up to this one.
-    runs = std::min(splits, std::max(std::min(wave, cut(kDecodeMinRunPages)), cut(kDecodeEnoughRunPages)));
+    // The most runs that DecodeCut makes of any number of pages up to this one.
+    const std::int64_t shortest = (pages + kDecodeMinRunPages - 1) / kDecodeMinRunPages;
+    const bool many = params.lists == nullptr && pages > 3 * third * kDecodeEnoughRunPages;
+    runs = static_cast<int>(many ? 8 * third : std::min<std::int64_t>(3 * third, shortest));
     const auto align = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
     const std::size_t partials = static_cast<std::size_t>(params.batch) * static_cast<std::size_t>(slots) *
                                  static_cast<std::size_t>(runs) * static_cast<std::size_t>(rows);
@@ -77,8 +73,7 @@ void attention_decode_cuda(const DecodeParams& params, CudaWorkspace workspace, 
   args.head_base = info.q_head_begin;
   args.kv_base = info.kv_head_begin;
   args.parts = plan.parts;
-  args.splits = plan.splits;
-  args.wave = plan.wave;
+  args.third = plan.third;
   args.runs = plan.runs;
   args.rows = plan.rows;
   args.scale = info.scale;

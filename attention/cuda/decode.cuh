@@ -28,6 +28,7 @@ struct DecodeTraits {
       float o[kWarps][kRows][kPitch];
     };
     int number[kWarps][kStages];  ///< of the pages in the ring
+    bool alone;                   ///< There is no other run.
     float max[kWarps][kRows];
     float sum[kWarps][kRows];
   };
@@ -60,18 +61,20 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   const int rows = slot.rows;
   const DevicePagedHead head = args.heads[batch * args.kv_heads + slot.kv_head];
   if (!early) wait_for_previous();
-  const DecodeRuns work(args, head, slot.list_row);
-  if (run >= max(work.runs, 1)) return wait_for_previous();
+  const DecodePages work(args, head, slot.list_row);
+  const DecodeCut cut(work.pages, args);
+  if (run >= max(cut.runs, 1)) return wait_for_previous();
   __nv_bfloat16* out = args.out + (static_cast<std::int64_t>(batch) * args.q_heads + slot.head) * T::kHeadDim;
-  if (work.runs == 0) {  // nothing to read: zeros
+  if (cut.runs == 0) {  // nothing to read: zeros
     wait_for_previous();
     for (int i = static_cast<int>(threadIdx.x); i < rows * T::kHeadDim; i += T::kThreads)
       out[i] = __float2bfloat16(0.0f);
     return;
   }
 
-  const int begin = run * work.pages_per_run;
-  const int count = min(work.pages_per_run, work.pages - begin);
+  if (threadIdx.x == 0) shared.alone = cut.runs == 1;
+  const int begin = cut.begin(run);
+  const int count = min(cut.length(run), work.pages - begin);
   const int mine = count > warp ? (count - warp + T::kWarps - 1) / T::kWarps : 0;  // pages of this warp
   float o[T::kHeadDim / 2];
 #pragma unroll
@@ -88,20 +91,22 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
       page_id = work.page_ids[page_number];
     }
   };
-  const int newest = (work.tokens - 1) / kPageTokens;  // the page that an earlier kernel may be writing to
-  const auto load = [&](int i, int stage) {            // this warp's i-th page
+  const auto load = [&](int i, int stage) {  // this warp's i-th page
     if (i < mine) {
       if (i % 32 == 0) look_up(i);
       const int number = __shfl_sync(~0u, page_number, i % 32);
       const auto id = static_cast<std::int64_t>(__shfl_sync(~0u, page_id, i % 32));
       const auto* from = args.pool + id * args.page_elements;
       const int valid = work.tokens - number * kPageTokens;
-      if (number == newest) wait_for_previous();
+      if (valid <= kPageTokens) wait_for_previous();  // an earlier kernel may be writing to the last page
       if (lane == 0) shared.number[warp][stage] = number;
       auto& to = shared.ring[warp][stage];
+      int own = lane;
+      // Otherwise addresses are kept in registers from page to page, more than there are.
+      if constexpr (T::kHeadDim > 128) asm volatile("" : "+r"(own));
 #pragma unroll
       for (int j = 0; j < 2 * kPageTokens * T::kPieces / 32; ++j) {
-        const int piece = j * 32 + lane;
+        const int piece = j * 32 + own;
         const int row = piece / T::kPieces;  // 0..15 of k, 16..31 of v
         // Rows past the end are zero-filled, so that whatever the page holds there cannot reach the sum.
         copy_async_16(to[0] + T::place(row, piece % T::kPieces), from + piece * 8, row % kPageTokens < valid);
@@ -200,7 +205,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
       total = fmaf(shared.sum[w][row], weight, total);
       add_weighted(value, *reinterpret_cast<const float4*>(&shared.o[w][row][quad * 4]), weight);
     }
-    if (work.runs == 1) {
+    if (shared.alone) {
       store_bf16(out + i * 4, value, total > 0.0f ? 1.0f / total : 0.0f);
     } else {
       partial_o[i] = value;

@@ -42,32 +42,37 @@ __global__ void __launch_bounds__(kThreads)
     row = in_group % kDecodeRows;
     slots = args.kv_heads * args.parts;
   }
-  wait_for_previous();
   const DecodeSlot served(args, batch, slot);
-  const DecodeRuns work(args, args.heads[batch * args.kv_heads + served.kv_head], served.list_row);
-  if (work.runs <= 1) return;
-
-  // All loads in flight at once: the states of the runs, one or two per thread, and the thread's share of
-  // sums.
   const std::int64_t group = static_cast<std::int64_t>(batch) * slots + slot;
   const float2* states = args.partial_state + (group * args.rows + row) * args.runs;
-  float2 state[kStates];
-#pragma unroll
-  for (int k = 0; k < kStates; ++k) {
-    const int run = k * kThreads + thread;
-    state[k] = run < work.runs ? states[run] : make_float2(-INFINITY, 0.0f);
-  }
   const int quads = head_dim / 4;  // of a row
   const int quad = static_cast<int>(blockIdx.y) * kQuads + thread % kQuads;
   const auto* from =
       reinterpret_cast<const float4*>(args.partial_o) + (group * args.runs * args.rows + row) * quads + quad;
   const int step = args.rows * quads;
+  if (!args.settled) wait_for_previous();
+  const DevicePagedHead paged = args.heads[batch * args.kv_heads + served.kv_head];
+  wait_for_previous();
+
+  // All loads in flight at once, before it is known how many runs there are: the states, one or two per
+  // thread, and the thread's share of the sums. What no run wrote is thrown away.
+  float2 state[kStates];
+#pragma unroll
+  for (int k = 0; k < kStates; ++k) {
+    const int run = k * kThreads + thread;
+    state[k] = run < args.runs ? states[run] : float2{};
+  }
   float4 value[kLoads];
 #pragma unroll
   for (int j = 0; j < kLoads; ++j) {
     const int run = j * kGroups + thread / kQuads;
-    value[j] = run < work.runs ? from[run * step] : float4{};
+    value[j] = run < args.runs ? from[run * step] : float4{};
   }
+  const int runs = DecodeCut(DecodePages(args, paged, served.list_row).pages, args).runs;
+  if (runs <= 1) return;
+#pragma unroll
+  for (int k = 0; k < kStates; ++k)
+    if (k * kThreads + thread >= runs) state[k] = make_float2(-INFINITY, 0.0f);
 
   float top = state[0].x;
 #pragma unroll
@@ -91,7 +96,10 @@ __global__ void __launch_bounds__(kThreads)
 
   float4 sum{};
 #pragma unroll
-  for (int j = 0; j < kLoads; ++j) add_weighted(sum, value[j], weights[j * kGroups + thread / kQuads]);
+  for (int j = 0; j < kLoads; ++j) {
+    const int run = j * kGroups + thread / kQuads;
+    if (run < runs) add_weighted(sum, value[j], weights[run]);
+  }
 #pragma unroll
   for (int distance = kQuads; distance < 32; distance *= 2) {
     sum.x += __shfl_xor_sync(~0u, sum.x, distance);

@@ -13,7 +13,7 @@ namespace lacuna {
 inline constexpr int kDecodeRows = 16;      ///< query heads of a block: the rows of an mma
 inline constexpr int kDecodeMaxRuns = 512;  ///< of one (sequence, head group)
 
-/// Pages of a run: see decode_run_pages().
+/// Pages of a run: see DecodeCut.
 inline constexpr int kDecodeMinRunPages = 4, kDecodeEnoughRunPages = 16;
 
 struct DecodeArgs {
@@ -29,7 +29,7 @@ struct DecodeArgs {
   int q_heads, kv_heads;
   int group, head_base, kv_base;  ///< kv head of q head h: (head_base + h) / group - kv_base
   int parts;                      ///< blocks of 16 query heads per kv head
-  int splits, wave;               ///< see decode_run_pages
+  int third;                      ///< see DecodeCut
   int runs;                       ///< of the grid: no (sequence, head group) has more
   int rows;                       ///< most query heads of a block
   float scale, softcap;

@@ -27,22 +27,48 @@ struct DecodeSlot {
   }
 };
 
-/// Pages of a run where `pages` are read, at most `splits` runs are allowed and `wave` of them fill the
-/// device. Multiprocessors get unequal shares of the memory's bandwidth, so what is long enough is cut finer
-/// than into one run per place on the device; but not so fine that starting and ending runs shows.
-__device__ inline int decode_run_pages(int pages, int splits, int wave) {
-  const int of_wave = (pages + wave - 1) / wave;
-  return max((pages + splits - 1) / splits, max(kDecodeMinRunPages, min(of_wave, kDecodeEnoughRunPages)));
-}
+/// How `pages` pages are cut into runs. Few: equal runs, one for each place on the device. Many: blocks that
+/// all end at once would leave the memory idle while the next ones start, and multiprocessors get unequal
+/// shares of its bandwidth. So the blocks of the first wave get 4, 3 and 2 parts, by thirds of the wave, 72 %
+/// of all pages, and whoever is done takes short runs of what is left.
+struct DecodeCut {
+  int third;  ///< runs of each of the first three lengths
+  int unit;   ///< 0: all runs have the length `rest`
+  int rest;   ///< pages of the other runs
+  int runs;
 
-/// The pages that one (sequence, head group) reads, cut into runs.
-struct DecodeRuns {
+  __device__ DecodeCut(int pages, const DecodeArgs& args) : third(args.third) {
+    const int wave = 3 * third;
+    if (args.lists != nullptr || pages <= wave * kDecodeEnoughRunPages) {
+      unit = 0;
+      rest = max(kDecodeMinRunPages, (pages + wave - 1) / wave);
+      runs = (pages + rest - 1) / rest;
+    } else {
+      unit = pages / third * 2 / 25;
+      const int left = pages - 9 * unit * third, most = 5 * third;
+      rest = max(min(2 * unit, kDecodeEnoughRunPages), (left + most - 1) / most);
+      runs = wave + (left + rest - 1) / rest;
+    }
+  }
+  __device__ int length(int run) const {
+    return unit == 0 || run >= 3 * third ? rest : (4 - run / third) * unit;
+  }
+  __device__ int begin(int run) const {
+    if (unit == 0) return run * rest;
+    const int step = min(run / third, 3), in_step = run - step * third;
+    // 4 + 3 + ... of each third before, then those of this one.
+    return third * unit * (step * (9 - step) / 2) + in_step * length(run);
+  }
+};
+
+/// The pages that one (sequence, head group) reads.
+struct DecodePages {
   const std::int32_t* list;  ///< null: pages first_page, first_page + 1, ...
   const std::int32_t* page_ids;
-  int tokens, first_key, first_page, pages, pages_per_run, runs;
+  int tokens, first_key, first_page, pages;
 
   /// Where there are lists, after wait_for_previous() alone.
-  __device__ DecodeRuns(const DecodeArgs& args, const DevicePagedHead& head, int list_row) {
+  __device__ DecodePages(const DecodeArgs& args, const DevicePagedHead& head, int list_row) {
     page_ids = head.page_ids;
     tokens = static_cast<int>(head.tokens);
     first_key = args.window > 0 ? max(0, tokens - args.window) : 0;
@@ -56,8 +82,6 @@ struct DecodeRuns {
         pages = count;
       }
     }
-    pages_per_run = decode_run_pages(pages, args.splits, args.wave);
-    runs = (pages + pages_per_run - 1) / pages_per_run;
   }
   /// Of the index-th page read.
   __device__ int number(int index) const { return list != nullptr ? list[index] : first_page + index; }

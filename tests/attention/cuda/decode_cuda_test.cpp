@@ -182,6 +182,11 @@ TEST(DecodeCuda, GroupsOfEverySize) {
   check({.q_heads = 20, .kv_heads = 1, .tokens = {200}});
   check({.head_dim = 64, .q_heads = 40, .kv_heads = 2, .tokens = {77, 300}});
 }
+TEST(DecodeCuda, LongHeadsInRunsOfDifferentLengths) {
+  // So many kv heads that few runs fill a device; lengths around where the cut changes.
+  for (const std::int64_t n : {1536, 1537, 2500})
+    check({.head_dim = 64, .q_heads = 66, .kv_heads = 66, .tokens = {n, 100, n / 3}});
+}
 TEST(DecodeCuda, BatchesWithLists) {
   for (const Lists lists : {Lists::kPerKvHead, Lists::kPerQHead})
     for (const int d : {64, 128, 256})
