@@ -16,6 +16,7 @@
 #include "core/hash.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "core/memory_use.h"
 #include "model/memory_plan.h"
 #include "model/sampling.h"
 #include "model/transformer.h"
@@ -29,8 +30,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-/// KV memory that stays with the process between jobs; more goes back to the system.
-constexpr std::size_t kKeepKvBytes = std::size_t{1} << 30;
 /// Longest error text that travels between ranks.
 constexpr std::size_t kErrorBytes = 512;
 
@@ -61,6 +60,38 @@ struct Candidate {
   std::int32_t failed;
 };
 
+/// What one engine's buffers hold, from the process's counters: engines in one process do not run at once, so
+/// what changes while one is at work is its own.
+class Footprint {
+ public:
+  explicit Footprint(Device device)
+      : kind_(device == Device::kCuda ? Buffer::Kind::kDevice : Buffer::Kind::kHost) {}
+  /// From here to end() the engine is at work.
+  void begin() {
+    others_ = buffer_bytes(kind_) - own_;
+    forget_buffer_peak(kind_);
+  }
+  void end() { own_ = buffer_bytes(kind_) - others_; }
+  /// Since begin().
+  std::int64_t peak() const { return static_cast<std::int64_t>(buffer_peak(kind_) - others_); }
+
+ private:
+  Buffer::Kind kind_;
+  std::size_t own_ = 0, others_ = 0;
+};
+
+/// Between begin() and end() of a footprint, however the scope ends.
+class AtWork {
+ public:
+  explicit AtWork(Footprint& footprint) : footprint_(footprint) { footprint_.begin(); }
+  ~AtWork() { footprint_.end(); }
+  AtWork(const AtWork&) = delete;
+  AtWork& operator=(const AtWork&) = delete;
+
+ private:
+  Footprint& footprint_;
+};
+
 class EngineImpl final : public Engine {
  public:
   EngineImpl(const EngineOptions& options, ModelConfig config, ModelFacts facts, Weights files,
@@ -70,22 +101,29 @@ class EngineImpl final : public Engine {
         facts_(std::move(facts)),
         files_(std::move(files)),
         communicator_(communicator),
+        footprint_(begun(options.device)),
         ops_(make_ops(options.device, threads)),
         shard_(make_shard(config_, communicator.size(), communicator.rank())),
         transformer_(config_, files_, shard_, *ops_, communicator, threads),
         pool_(*ops_, config_.head_dim, kv_budget()),
         stop_ids_(read_stop_ids(options.folder, config_)) {
     files_.release_pages();
+    footprint_.end();
   }
 
   const ModelFacts& facts() const override { return facts_; }
   std::span<const TokenId> stop_ids() const override { return stop_ids_; }
   JobResult run(const JobRequest& request) override;
-  MemoryPlan plan_memory(std::int64_t tokens, std::int64_t new_tokens, int variants) const override {
-    return lacuna::plan_memory(facts_, options_.device, shard_.tp, tokens, new_tokens, variants);
+  MemoryPlan plan_memory(const JobShape& job) const override {
+    return lacuna::plan_memory(facts_, options_.device, shard_.tp, job);
   }
 
  private:
+  static Footprint begun(Device device) {
+    Footprint footprint(device);
+    footprint.begin();
+    return footprint;
+  }
   static std::unique_ptr<Ops> make_ops(Device device, ThreadPool& threads) {
     if (device == Device::kCpu) return make_cpu_ops(threads);
 #if LACUNA_HAS_CUDA_ENGINE
@@ -100,6 +138,8 @@ class EngineImpl final : public Engine {
   }
 
   void check_request(const JobRequest& request) const;
+  void reserve(const JobRequest& request);
+  MemoryPlan memory_peak() const;
   void agree(const std::string& error) const;
   void alike(const std::function<void()>& body) const;
   void poll_cancelled(const JobRequest& request) const;
@@ -123,6 +163,7 @@ class EngineImpl final : public Engine {
   const ModelFacts facts_;
   const Weights files_;  // the CPU's embedding rows stay in the mapped file
   Communicator& communicator_;
+  Footprint footprint_;
   std::unique_ptr<Ops> ops_;
   const Shard shard_;
   Transformer transformer_;
@@ -460,12 +501,9 @@ void EngineImpl::sum_over_ranks(JobResult& job) const {
   });
 }
 
-JobResult EngineImpl::run(const JobRequest& request) {
-  check_request(request);
-  JobResult job;
-  job.variants.resize(request.variants.size());
-  pool_.trim(kKeepKvBytes);
-  pool_.reset_peak();
+/// Takes the memory that the job is planned to need, except for the cache, which grows. Collective: throws on
+/// every rank when one has too little.
+void EngineImpl::reserve(const JobRequest& request) {
   const auto tokens = static_cast<std::int64_t>(request.prompt.size());
   std::int64_t most_new = 0;
   for (const Variant& v : request.variants)
@@ -476,8 +514,39 @@ JobResult EngineImpl::run(const JobRequest& request) {
     log::warning("{} tokens are more than the {} positions this model was made for", tokens + most_new,
                  config_.max_positions);
   }
+  const JobShape shape{.tokens = tokens,
+                       .prefill = request.prefill,
+                       .variants = {request.variants.begin(), request.variants.end()},
+                       .want_logits = request.want_logits};
+  std::size_t keep = kKeepKvBytes;
+  if (options_.device == Device::kCuda) keep = static_cast<std::size_t>(plan_memory(shape).kv_cache);
+  pool_.trim(keep);
+  pool_.reset_peak();
+  alike([&] {
+    transformer_.reserve(tokens, tokens + most_new, std::ssize(request.variants));
+    if (options_.device == Device::kCuda) {
+      const RankShape rank = rank_shape(config_, shard_);
+      ops_->fit_workspaces(gpu_scratch_bytes(rank, shape), gpu_decode_bytes(rank, shape));
+    }
+  });
+}
 
-  alike([&] { transformer_.reserve(tokens, tokens + most_new, std::ssize(request.variants)); });
+MemoryPlan EngineImpl::memory_peak() const {
+  MemoryPlan peak;
+  peak.weights = transformer_.weight_bytes();
+  peak.kv_cache = pool_.peak_bytes();
+  peak.activations = transformer_.workspace_bytes();
+  peak.workspace = footprint_.peak() - (peak.weights - transformer_.mapped_weight_bytes()) - peak.activations;
+  return peak;
+}
+
+JobResult EngineImpl::run(const JobRequest& request) {
+  check_request(request);
+  JobResult job;
+  job.variants.resize(request.variants.size());
+  const AtWork work(footprint_);
+  reserve(request);
+  const auto tokens = static_cast<std::int64_t>(request.prompt.size());
   std::vector<Eviction> evictions;
   for (const Variant& v : request.variants) {
     const bool known =
@@ -537,8 +606,8 @@ JobResult EngineImpl::run(const JobRequest& request) {
   }
   const double decode_seconds = seconds_since(begin);
   for (VariantResult& v : job.variants) v.decode_seconds = decode_seconds;
-  job.peak_bytes = transformer_.weight_bytes() + transformer_.workspace_bytes() + ops_->workspace_bytes() +
-                   pool_.peak_pages() * pool_.page_bytes();
+  job.peak = memory_peak();
+  job.peak_bytes = job.peak.total();
   sum_over_ranks(job);
   return job;
 }

@@ -71,12 +71,21 @@ struct VariantResult {
   std::string error;  ///< Not empty: this variant failed and says why; the others are unaffected.
 };
 
+/// Bytes of one rank, by what they are for: planned before a job, counted while it ran. On a GPU what was
+/// asked for: the driver rounds large pieces up to 2 MiB, and CUDA itself, its kernels and NCCL hold some
+/// hundred MiB beside, which nobody can ask for in advance.
+struct MemoryPlan {
+  std::int64_t weights = 0, kv_cache = 0, activations = 0, workspace = 0;
+  std::int64_t total() const { return weights + kv_cache + activations + workspace; }
+};
+
 struct JobResult {
   std::vector<VariantResult> variants;
   AttentionCounts prefill_sparse, prefill_all;
   double prefill_seconds = 0;
   double linear_flops = 0;           ///< Matrix products outside attention, prefill.
-  std::int64_t peak_bytes = 0;       ///< Cache, weights and workspace of this rank.
+  MemoryPlan peak;                   ///< The most this rank held; its workspace is whatever is not the rest.
+  std::int64_t peak_bytes = 0;       ///< peak.total()
   std::vector<float> prompt_logits;  ///< When asked for: of the last prompt token, [vocab].
 };
 
@@ -95,11 +104,15 @@ struct JobRequest {
   std::function<void(int layer, const PrefillInput&)> on_layer = {};
 };
 
-/// Bytes this rank will need for a prompt of `tokens` with `new_tokens` more and `variants` decoded at once.
-struct MemoryPlan {
-  std::int64_t weights = 0, kv_cache = 0, activations = 0, workspace = 0;
-  std::int64_t total() const { return weights + kv_cache + activations + workspace; }
+/// What a job's memory depends on. Methods without a name are dense (prefill, decode) and none (evict).
+struct JobShape {
+  std::int64_t tokens = 0;
+  MethodSpec prefill;
+  std::vector<Variant> variants;  ///< none: a prefill alone, which stores no cache
+  bool want_logits = false;
 };
+/// `variants` times the same: nothing evicted, every page read, `new_tokens` each.
+JobShape dense_job(std::int64_t tokens, int new_tokens, int variants);
 
 /// Collective over `communicator`: every rank constructs it and calls run() with the same request.
 class Engine {
@@ -113,7 +126,7 @@ class Engine {
   virtual const ModelFacts& facts() const = 0;
   virtual std::span<const TokenId> stop_ids() const = 0;
   virtual JobResult run(const JobRequest& request) = 0;
-  virtual MemoryPlan plan_memory(std::int64_t tokens, std::int64_t new_tokens, int variants) const = 0;
+  virtual MemoryPlan plan_memory(const JobShape& job) const = 0;
 };
 
 /// True when this build has the CUDA engine and this process sees a GPU: what device "auto" asks.
@@ -122,9 +135,9 @@ bool cuda_engine_usable();
 /// What plan, cost model and scheduler need, without loading weights: sizes from config.json; hashes of the
 /// files that are there (of large weights a sample, see Weights::fingerprint()).
 ModelFacts read_model_facts(const std::string& folder);
-/// The cache holds one uncut prompt and, per variant, new_tokens of its own; what evicting variants keep
-/// comes on top and can be added to new_tokens.
-MemoryPlan plan_memory(const ModelFacts& facts, Device device, int tp, std::int64_t tokens,
-                       std::int64_t new_tokens, int variants);
+/// What one rank of `tp` will hold at most. Exact, but for what data decides: how long a variant's answer is
+/// (its limit is planned), how Ada-SnapKV shares its budget among heads (evenly), how many columns and
+/// diagonals flexprefill keeps (a quarter). A build without CUDA guesses the workspaces of GPU methods.
+MemoryPlan plan_memory(const ModelFacts& facts, Device device, int tp, const JobShape& job);
 
 }  // namespace lacuna

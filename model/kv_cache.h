@@ -2,6 +2,7 @@
 // length. Sequences share pages; a shared page is copied before it is written to.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -30,6 +31,10 @@ class PagePool {
   std::int64_t capacity() const { return capacity_; }
   /// Largest number of pages in use since reset_peak().
   std::int64_t peak_pages() const { return peak_; }
+  /// The most memory since then: that of the pages, or what the device holds for them in larger pieces.
+  std::int64_t peak_bytes() const {
+    return std::max(peak_ * page_bytes_, static_cast<std::int64_t>(memory_->committed()));
+  }
   void reset_peak() { peak_ = in_use_; }
   /// With no page in use: gives the memory beyond `keep_bytes` back to the system and starts from the first
   /// page again.

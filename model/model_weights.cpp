@@ -136,7 +136,8 @@ class Loader {
       return static_cast<std::int64_t>(l.storage.bytes() +
                                        l.bias.view().bytes() * (l.bias.data() != nullptr));
     };
-    w.bytes = linear(w.head) + static_cast<std::int64_t>(w.embedding.table.bytes());
+    w.bytes = linear(w.head) + static_cast<std::int64_t>(w.embedding.table.bytes()) +
+              static_cast<std::int64_t>(w.final_norm.view().bytes());
     for (const LayerWeights& layer : w.layers) {
       w.bytes += linear(layer.qkv) + linear(layer.o) + linear(layer.gate_up) + linear(layer.down);
       for (const Tensor* t : {&layer.input_norm, &layer.mlp_norm, &layer.post_attention_norm,

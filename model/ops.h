@@ -138,6 +138,8 @@ class KvMemory {
   /// The range holds nothing any more: gives it back to the system, or as much of it as the device's
   /// granularity allows; commit() again before it is used.
   virtual void discard(std::size_t begin, std::size_t bytes) = 0;
+  /// Bytes with memory behind them, used or not; 0 where memory is taken when touched (CPU).
+  virtual std::size_t committed() const { return 0; }
 };
 
 class Ops {
@@ -148,8 +150,13 @@ class Ops {
   /// Bytes of device memory that can still be allocated.
   virtual std::int64_t free_bytes() const = 0;
 
-  /// Bytes that the device's own workspaces hold now (matrix products, lists, page tables).
-  virtual std::int64_t workspace_bytes() const { return 0; }
+  /// Before a job: makes the device's own workspaces as large as planned, scratch memory of the layers
+  /// (gpu_scratch_bytes) at once and what decoding holds (gpu_decode_bytes) as it decodes; what an earlier
+  /// job left beyond that goes back. Nothing to do where there are none (CPU).
+  virtual void fit_workspaces(std::int64_t scratch_bytes, std::int64_t decode_bytes) {
+    (void)scratch_bytes;
+    (void)decode_bytes;
+  }
 
   // --- Memory
   // ---------------------------------------------------------------------------------------------------

@@ -101,8 +101,6 @@ class CpuOps final : public Ops {
     return static_cast<std::int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   }
 
-  std::int64_t workspace_bytes() const override { return static_cast<std::int64_t>(packed_.bytes()); }
-
   std::unique_ptr<KvMemory> reserve_kv(std::size_t bytes) override {
     return std::make_unique<MappedMemory>(bytes);
   }
@@ -320,7 +318,10 @@ void CpuOps::multiply(const TensorView& x, const LinearWeight& w, bool accumulat
   const std::int64_t row_block = kRowBlock / group * group;
   const std::int64_t pass = std::max(row_block, kPackedFloats / inputs / row_block * row_block);
   const auto needed = static_cast<std::size_t>(std::min(rows, pass) * inputs) * sizeof(float);
-  if (packed_.bytes() < needed) packed_ = Buffer(needed, Buffer::Kind::kHost);
+  if (packed_.bytes() < needed) {
+    packed_.reset();
+    packed_ = Buffer(needed, Buffer::Kind::kHost);
+  }
   const auto panel_bytes = static_cast<std::size_t>(inputs * kPanel) * size_of(w.dtype);
   const float* bias = w.bias.shape().rank() > 0 ? w.bias.as<float>() : nullptr;
 

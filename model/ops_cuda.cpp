@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <unordered_set>
 
 #include "attention/accounting.h"
@@ -31,6 +32,8 @@ namespace {
 constexpr std::int64_t kVectorElements = 8;  // bfloat16 in 16 bytes
 /// Values that travel through the host at once when ranks sum there.
 constexpr std::int64_t kHostSumElements = std::int64_t{1} << 20;
+/// Workspace beyond what a job needs that stays from an earlier job.
+constexpr std::size_t kKeepWorkspaceBytes = std::size_t{8} << 20;
 
 __nv_bfloat16* bf16(const TensorView& x) {
   LACUNA_CHECK(x.dtype == DType::kBF16 && x.device == Device::kCuda,
@@ -87,7 +90,11 @@ AttentionCounts count_dense(std::int64_t tokens, int heads, int window) {
 class CudaOps final : public Ops {
  public:
   explicit CudaOps(ThreadPool& pool)
-      : scratch_(stream_), gemm_(stream_), ring_(stream_), loader_(ring_, pool), decode_(stream_) {}
+      : scratch_(stream_),
+        gemm_(stream_),
+        ring_(stream_),
+        loader_(ring_, pool),
+        decode_(std::in_place, stream_) {}
   ~CudaOps() override { (void)cudaStreamSynchronize(stream_); }
   CudaOps(const CudaOps&) = delete;
   CudaOps& operator=(const CudaOps&) = delete;
@@ -100,6 +107,7 @@ class CudaOps final : public Ops {
     return static_cast<std::int64_t>(free);
   }
 
+  void fit_workspaces(std::int64_t scratch_bytes, std::int64_t decode_bytes) override;
   std::unique_ptr<KvMemory> reserve_kv(std::size_t bytes) override { return make_cuda_kv_memory(bytes); }
   void upload(const void* host, void* device, std::size_t bytes) override { ring_.copy(host, device, bytes); }
   void download(const void* device, void* host, std::size_t bytes) override {
@@ -148,15 +156,15 @@ class CudaOps final : public Ops {
 
   std::unique_ptr<DecodeSequence> make_sequence(const MethodSpec& method, std::span<const LayerInfo> layers,
                                                 std::int64_t most_tokens) override {
-    return decode_.make_sequence(method, layers, most_tokens);
+    return decode_->make_sequence(method, layers, most_tokens);
   }
   void begin_step(std::span<const DecodeRow> rows, const PoolView& pool) override {
-    decode_.begin_step(rows, pool);
+    decode_->begin_step(rows, pool);
   }
   void run_step(Communicator& communicator, const std::function<void()>& body) override;
   void decode_layer(const HeadsView& q, const HeadsView& k, const HeadsView& v, const LayerInfo& info,
                     Communicator& communicator, const HeadsView& out) override {
-    decode_.decode_layer(q, k, v, info, communicator, out);
+    decode_->decode_layer(q, k, v, info, communicator, out);
   }
   void project_and_decode_layer(const TensorView& x, const QkvProjection& by, const LayerInfo& info,
                                 Communicator& communicator, const HeadsView& out) override;
@@ -193,8 +201,18 @@ class CudaOps final : public Ops {
   WeightLoader loader_;
   Buffer results_;  // pinned
   CudaEvent counted_;
-  CudaDecodeStep decode_;
+  std::optional<CudaDecodeStep> decode_;  // always there
 };
+
+void CudaOps::fit_workspaces(std::int64_t scratch_bytes, std::int64_t decode_bytes) {
+  synchronize();
+  const auto scratch = static_cast<std::size_t>(scratch_bytes);
+  if (scratch_.capacity() > scratch + kKeepWorkspaceBytes) scratch_ = DeviceScratch(stream_);
+  scratch_.reserve(scratch);
+  // No sequence is alive between jobs.
+  if (decode_->bytes() > static_cast<std::size_t>(decode_bytes) + kKeepWorkspaceBytes)
+    decode_.emplace(stream_);
+}
 
 // --- Weights
 // -----------------------------------------------------------------------------------------------------
@@ -424,7 +442,7 @@ void CudaOps::norm_and_rotate(const HeadsView& q, const HeadsView& k, const Head
 void CudaOps::project_and_decode_layer(const TensorView& x, const QkvProjection& by, const LayerInfo& info,
                                        Communicator& communicator, const HeadsView& out) {
   const RotateArgs rotate = rotate_args(by.q, by.k, by.norms, by.rope, by.positions);
-  const NewestSlots slots = decode_.newest_slots(info);
+  const NewestSlots slots = decode_->newest_slots(info);
   // A norm per head needs the whole head: more than a block of the product has.
   if (x.shape[0] <= kSkinnyRows && rotate.q_weight == nullptr && rotate.k_weight == nullptr) {
     LACUNA_CHECK(by.linear.w.outputs == std::int64_t{by.q.heads + 2 * by.k.heads} * by.q.head_dim,
@@ -448,7 +466,7 @@ void CudaOps::project_and_decode_layer(const TensorView& x, const QkvProjection&
                             .to = slots},
                            stream_);
   }
-  decode_.attend_layer(info, communicator, out);
+  decode_->attend_layer(info, communicator, out);
 }
 
 void CudaOps::all_reduce(const TensorView& x, Communicator& communicator) {
@@ -485,7 +503,7 @@ void CudaOps::sum_through_host(const TensorView& x, Communicator& communicator) 
 void CudaOps::attention_prefill(const PrefillInput& input, const PrefillSelector* selector,
                                 const HeadsView& out, AttentionCounts& counts) {
   scratch_.clear();
-  decode_.forget_graphs();
+  decode_->forget_graphs();
   const LayerInfo& info = input.info;
   DeviceTileLists lists;
   lists.heads = info.q_heads;
@@ -623,8 +641,8 @@ void CudaOps::copy_pages_at_once(std::span<const PageCopy> copies, const PoolVie
 
 void CudaOps::run_step(Communicator& communicator, const std::function<void()>& body) {
   auto* device = dynamic_cast<DeviceCommunicator*>(&communicator);
-  decode_.run_step(communicator.size() == 1 || (device != nullptr && device->capturable()), communicator,
-                   body);
+  decode_->run_step(communicator.size() == 1 || (device != nullptr && device->capturable()), communicator,
+                    body);
   if (communicator.size() > 1 && device != nullptr) device->graph_launched(stream_);
 }
 

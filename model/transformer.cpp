@@ -1,7 +1,9 @@
 #include "model/transformer.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
+#include <utility>
 
 #include "core/error.h"
 #include "model/memory_plan.h"
@@ -77,8 +79,10 @@ LayerInfo Transformer::layer_info(int layer) const {
 
 void Transformer::ensure_rope(std::int64_t positions) {
   if (positions <= rope_positions_) return;
-  std::int64_t count = 1024;
-  while (count < positions) count *= 2;
+  const std::int64_t count = rope_positions(positions);
+  rope_ = {};
+  local_rope_ = {};
+  rope_positions_ = 0;
   const std::int64_t half = config_.head_dim / 2;
   const auto build = [&](const RopeConfig& rope) {
     const auto frequencies = inverse_frequencies(rope, config_.head_dim);
@@ -108,21 +112,25 @@ TensorView Transformer::upload_indices(Scratch& scratch, std::span<const std::in
 }
 
 void Transformer::reserve(std::int64_t tokens, std::int64_t positions, std::int64_t rows) {
+  constexpr std::size_t kKeepBytes = std::size_t{8} << 20;
+  const ActivationBytes bytes = activation_bytes(rank_shape(config_, shard_), ops_.device(), tokens, rows);
+  const std::array<std::pair<Scratch*, std::int64_t>, 10> wanted = {{{&x_, bytes.x},
+                                                                     {&normed_, bytes.normed},
+                                                                     {&qkv_, bytes.qkv},
+                                                                     {&attention_, bytes.attention},
+                                                                     {&gate_up_, bytes.gate_up},
+                                                                     {&activated_, bytes.activated},
+                                                                     {&partial_, bytes.partial},
+                                                                     {&logits_, bytes.logits},
+                                                                     {&id_buffer_, bytes.ids},
+                                                                     {&position_buffer_, bytes.positions}}};
+  // First what goes, so that both are never there at once.
+  ops_.synchronize();
+  for (const auto& [scratch, size] : wanted) {
+    if (scratch->buffer.bytes() > static_cast<std::size_t>(size) + kKeepBytes) scratch->buffer.reset();
+  }
   ensure_rope(positions);
-  const std::int64_t chunk = std::min(tokens, token_chunk(ops_.device())), most = std::max(tokens, rows),
-                     busy = std::max(chunk, rows), d = config_.head_dim;
-  take(x_, most, config_.hidden);
-  take(qkv_, most, (shard_.q_heads + 2 * shard_.kv_heads) * d);
-  take(attention_, most, shard_.q_heads * d);
-  take(normed_, busy, config_.hidden);
-  take(gate_up_, busy, 2 * shard_.mlp);
-  take(activated_, busy, shard_.mlp);
-  if (shard_.tp > 1 || weights_.layers.front().post_mlp_norm.data() != nullptr ||
-      weights_.layers.front().post_attention_norm.data() != nullptr)
-    take(partial_, busy, config_.hidden);
-  take(logits_, std::max<std::int64_t>(rows, 1), shard_.vocab, DType::kF32);
-  take(id_buffer_, 1, most, DType::kI32);
-  take(position_buffer_, 1, most, DType::kI32);
+  for (const auto& [scratch, size] : wanted) take(*scratch, 1, size, DType::kU8);
 }
 
 QkvProjection Transformer::qkv_projection(int layer, const TensorView& positions, const TensorView& qkv) {

@@ -42,7 +42,8 @@ class Transformer {
               Communicator& communicator, ThreadPool& threads);
 
   /// Before a job: makes room for a prompt of `tokens`, `positions` in all and a decode batch of up to
-  /// `rows`, so that nothing moves in memory while it decodes.
+  /// `rows`, so that nothing moves in memory while it decodes. What an earlier job left beyond that goes
+  /// back.
   void reserve(std::int64_t tokens, std::int64_t positions, std::int64_t rows);
   /// Runs the whole prompt, layer by layer. Adds to counts. Logits of the last token are then in logits(),
   /// one row.
@@ -57,6 +58,12 @@ class Transformer {
   LayerInfo layer_info(int layer) const;
   bool sliding(int layer) const { return config_.sliding[static_cast<std::size_t>(layer)]; }
   std::int64_t weight_bytes() const { return weights_.bytes; }
+  /// Of these, bytes that stay in the mapped files.
+  std::int64_t mapped_weight_bytes() const {
+    return weights_.embedding.storage.data() == nullptr
+               ? static_cast<std::int64_t>(weights_.embedding.table.bytes())
+               : 0;
+  }
   /// Bytes of activations and tables held now.
   std::int64_t workspace_bytes() const;
 

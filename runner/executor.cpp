@@ -66,7 +66,7 @@ std::unique_ptr<Engine> Executor::load_engine(const ModelLoad& wanted, const Swe
   if (!wanted.rope.empty()) options.rope_override = wanted.rope;
   if (rank_.sharing > 1 && device_ == Device::kCuda) {
     const MemoryPlan plan =
-        services_.plan_memory(services_.read_facts(model.path), device_, communicator.size(), 1, 1, 1);
+        services_.plan_memory(services_.read_facts(model.path), device_, communicator.size(), dense_job(1, 1, 1));
     options.kv_bytes = kv_share(rank_, plan.weights);
   }
   return services_.load_engine(options, communicator, threads_);

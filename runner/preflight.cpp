@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -87,37 +88,34 @@ std::string task_problem(const SweepTask& task) {
   }
 }
 
-/// What evicting cells keep in caches of their own, in tokens per cell, for a job of `cells` of the group's
-/// cells: the mean of the largest, so that any choice of cells fits.
-std::int64_t kept_tokens(const Grid& grid, const JobGroup& group, int cells) {
-  std::vector<double> kept;
-  for (const int c : group.cells) {
-    const Cell& cell = grid.cells[at(c)];
-    const StrategySpec& spec = grid.specs[at(cell.spec)];
-    const bool evicts = spec.evict.method != "none";
-    kept.push_back(evicts ? static_cast<double>(group.length) *
-                                (1 - intended_sparsity(spec, cell.level, group.length).decode)
-                          : 0);
-  }
-  std::ranges::sort(kept, std::greater<>());
-  const auto count = std::min(kept.size(), at(cells));
-  double sum = 0;
-  for (std::size_t i = 0; i < count; ++i) sum += kept[i];
-  return count > 0 ? static_cast<std::int64_t>(std::ceil(sum / static_cast<double>(count))) : 0;
-}
-
 class MemoryCheck {
  public:
   MemoryCheck(const Sweep& sweep, const Grid& grid, const ModelServices& services, const Hardware& hardware,
               const std::vector<ModelCheck>& models)
       : sweep_(sweep), grid_(grid), services_(services), hardware_(hardware), models_(models) {}
 
+  /// Of the `cells` cells that need most, so that any choice of so many fits.
   MemoryPlan plan(const JobGroup& group, int cells, int tp) const {
     const ModelCheck& model = models_[at(group.model)];
     if (!model.shape) return {};
     const ModelFacts facts = model.facts ? *model.facts : facts_from(*model.shape);
-    return services_.plan_memory(facts, hardware_.device, tp, group.length,
-                                 group.max_new_tokens + kept_tokens(grid_, group, cells), cells);
+    JobShape job{
+        .tokens = group.length, .prefill = grid_.specs[at(group.prefill_spec)].prefill, .variants = {}};
+    std::vector<std::pair<std::int64_t, int>> need;  // of a cell alone
+    for (const int c : group.cells) {
+      const auto [it, is_new] = alone_.try_emplace(
+          {group.model, tp, group.length, grid_.cells[at(c)].spec, group.max_new_tokens}, 0);
+      if (is_new) {
+        job.variants = {variant(c, group)};
+        it->second = services_.plan_memory(facts, hardware_.device, tp, job).total();
+      }
+      need.emplace_back(it->second, c);
+    }
+    std::ranges::stable_sort(need, std::greater<>(), &std::pair<std::int64_t, int>::first);
+    job.variants.clear();
+    for (std::size_t i = 0; i < std::min(need.size(), at(cells)); ++i)
+      job.variants.push_back(variant(need[i].second, group));
+    return services_.plan_memory(facts, hardware_.device, tp, job);
   }
   std::int64_t bytes(const JobGroup& group, int cells, int tp) const {
     return plan(group, cells, tp).total();
@@ -154,6 +152,15 @@ class MemoryCheck {
   }
 
  private:
+  Variant variant(int cell, const JobGroup& group) const {
+    const StrategySpec& spec = grid_.specs[at(grid_.cells[at(cell)].spec)];
+    return {.evict = spec.evict, .decode = spec.decode, .sampling = {.max_new_tokens = group.max_new_tokens}};
+  }
+
+  /// Bytes of a job of one cell: model, tp, length, spec, new tokens.
+  using Alone = std::tuple<int, int, std::int64_t, int, int>;
+  mutable std::map<Alone, std::int64_t> alone_;
+
   const Sweep& sweep_;
   const Grid& grid_;
   const ModelServices& services_;

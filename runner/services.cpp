@@ -9,9 +9,8 @@ ModelServices real_model_services() {
               [](const std::string& folder) { return std::make_unique<Tokenizer>(Tokenizer::load(folder)); },
           .detect_chat = [](const std::string& folder) { return detect_chat_format(folder); },
           .read_facts = [](const std::string& folder) { return read_model_facts(folder); },
-          .plan_memory =
-              [](const ModelFacts& facts, Device device, int tp, std::int64_t tokens, std::int64_t new_tokens,
-                 int variants) { return plan_memory(facts, device, tp, tokens, new_tokens, variants); }};
+          .plan_memory = [](const ModelFacts& facts, Device device, int tp,
+                            const JobShape& job) { return plan_memory(facts, device, tp, job); }};
 }
 
 }  // namespace lacuna

@@ -19,9 +19,7 @@ struct ModelServices {
   std::function<std::unique_ptr<Tokenizer>(const std::string& folder)> load_tokenizer;
   std::function<ChatFormat(const std::string& folder)> detect_chat;
   std::function<ModelFacts(const std::string& folder)> read_facts;
-  std::function<MemoryPlan(const ModelFacts&, Device, int tp, std::int64_t tokens, std::int64_t new_tokens,
-                           int variants)>
-      plan_memory;
+  std::function<MemoryPlan(const ModelFacts&, Device, int tp, const JobShape& job)> plan_memory;
 };
 
 ModelServices real_model_services();

@@ -57,6 +57,10 @@ std::int64_t most_slash_ranges(std::int64_t tokens, std::int64_t offsets) {
   return ranges;
 }
 
+std::int64_t first_ranges(const ListsPlan& plan) {
+  return std::min(plan.max_ranges, std::max(kRangesAtOnce, plan.max_ranges / 4));
+}
+
 DeviceTileLists make_lists(const CudaContext& context, const LayerInfo& info, const ListsPlan& plan,
                            const int* not_finite, const std::function<void(const TileListsOut&)>& enqueue) {
   DeviceTileLists lists;
@@ -70,8 +74,7 @@ DeviceTileLists make_lists(const CudaContext& context, const LayerInfo& info, co
     out.columns = take<std::int32_t>(context, lists.heads * plan.max_columns);
     out.column_begin = take<std::int64_t>(context, lists.heads + 1);
   }
-  // Neighbouring ranges join, so there are far fewer than there may be.
-  out.max_ranges = std::min(plan.max_ranges, std::max(kRangesAtOnce, plan.max_ranges / 4));
+  out.max_ranges = first_ranges(plan);
   for (;;) {
     out.ranges = take<KeyRange>(context, out.max_ranges);
     out.overflow = take_flags(context, 1);

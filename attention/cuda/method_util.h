@@ -67,6 +67,9 @@ struct ListsPlan {
   std::int64_t max_ranges = 0;   ///< there cannot be more, all heads together
   std::int64_t max_columns = 0;  ///< of a head; 0: no columns
 };
+/// Ranges for which make_lists makes room at first. Neighbouring ranges join, so there are far fewer than
+/// there may be.
+std::int64_t first_ranges(const ListsPlan& plan);
 /// Takes memory, calls `enqueue`, waits, and checks: scores that are not finite (flags [q_heads] or null, set
 /// by what was enqueued until then) are an error; too little room for the ranges is not: it becomes more, and
 /// `enqueue` is called again. This is the one place where choosing waits for the device.
@@ -78,6 +81,13 @@ std::int64_t most_block_ranges(std::int64_t rows, std::int64_t most);
 /// Ranges from `offsets` diagonals, in one head: each starts at one, is at least 64 wide, and does not touch
 /// the next.
 std::int64_t most_slash_ranges(std::int64_t tokens, std::int64_t offsets);
+
+/// Row blocks whose scores the block selectors hold at once: 64 MiB of them.
+std::int64_t block_strip_rows(int heads, std::int64_t blocks, int per_block);
+/// FlexPrefill: blocks of its `original` variant, and the heads whose maps of pooled blocks are held at once:
+/// as many as fit into 256 MiB, and one at least.
+inline constexpr int kFlexOriginalBlock = 128;
+int flex_maps_at_once(int heads, std::int64_t blocks);
 
 /// select() of every GPU selector.
 class DeviceSelector : public CudaPrefillSelector {

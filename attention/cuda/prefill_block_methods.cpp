@@ -10,9 +10,6 @@ namespace lacuna {
 
 namespace {
 
-/// Scores of a strip of query blocks are held at once: 64 MiB of them.
-constexpr std::int64_t kStripBytes = std::int64_t{64} << 20;
-
 struct BlockRule {
   int block = 64, stride = 1;
   std::int64_t count = 0;  ///< that many of the best, or, when mass >= 0, those that hold so much
@@ -50,9 +47,7 @@ class BlockSelector final : public DeviceSelector {
               int* not_finite) const {
     const int heads = input.info.q_heads;
     const int per_block = rule_.block / rule_.stride;
-    const std::int64_t least = kMassRows / per_block;  // strips begin at multiples of this
-    const std::int64_t fitting = kStripBytes / (heads * blocks * static_cast<std::int64_t>(sizeof(float)));
-    const std::int64_t rows = std::min(blocks, std::max<std::int64_t>(1, fitting / least) * least);
+    const std::int64_t rows = block_strip_rows(heads, blocks, per_block);
     BlockMassParams mass;
     mass.stride = rule_.stride;
     mass.per_block = per_block;
@@ -90,6 +85,13 @@ class BlockSelector final : public DeviceSelector {
 };
 
 }  // namespace
+
+std::int64_t block_strip_rows(int heads, std::int64_t blocks, int per_block) {
+  constexpr std::int64_t kStripBytes = std::int64_t{64} << 20;
+  const std::int64_t least = kMassRows / per_block;  // strips begin at multiples of this
+  const std::int64_t fitting = kStripBytes / (heads * blocks * static_cast<std::int64_t>(sizeof(float)));
+  return std::min(blocks, std::max<std::int64_t>(1, fitting / least) * least);
+}
 
 std::unique_ptr<CudaPrefillSelector> make_cuda_block_selector(const MethodSpec& spec,
                                                               const CudaContext& context) {

@@ -12,10 +12,6 @@ namespace lacuna {
 
 namespace {
 
-constexpr int kOriginalBlock = 128;
-/// Maps of pooled blocks are held for as many heads as fit into 256 MiB, and for one at least.
-constexpr std::int64_t kMapBytes = std::int64_t{256} << 20;
-
 /// What the host must know of a choice, [q_heads] each, in one piece of device memory.
 struct Tally {
   int heads;
@@ -37,7 +33,7 @@ class FlexPrefill final : public DeviceSelector {
   FlexPrefill(const Params& params, const CudaContext& context)
       : DeviceSelector(context),
         original_(params.get_string("variant") == "original"),
-        block_(original_ ? kOriginalBlock : kSlashRowBlock),
+        block_(original_ ? kFlexOriginalBlock : kSlashRowBlock),
         alpha_(params.get_double("alpha")),
         tau_(params.get_double("tau")),
         min_budget_(params.get_int("min_budget")),
@@ -145,8 +141,7 @@ class FlexPrefill final : public DeviceSelector {
     if (map_size > std::numeric_limits<int>::max())
       throw_resource("flexprefill with tau: {} blocks make a map of more than 2^31 pairs; set tau to 0",
                      blocks);
-    const std::int64_t fitting = kMapBytes / (map_size * static_cast<std::int64_t>(sizeof(float)));
-    const auto at_once = static_cast<int>(std::clamp<std::int64_t>(fitting, 1, info.q_heads));
+    const int at_once = flex_maps_at_once(info.q_heads, blocks);
     BlockMapParams map;
     map.key_means = key_means;
     map.blocks = static_cast<int>(blocks);
@@ -223,6 +218,13 @@ class FlexPrefill final : public DeviceSelector {
 };
 
 }  // namespace
+
+int flex_maps_at_once(int heads, std::int64_t blocks) {
+  constexpr std::int64_t kMapBytes = std::int64_t{256} << 20;
+  const std::int64_t map_size = blocks * ((blocks + 31) / 32 * 32);
+  const std::int64_t fitting = kMapBytes / (map_size * static_cast<std::int64_t>(sizeof(float)));
+  return static_cast<int>(std::clamp<std::int64_t>(fitting, 1, heads));
+}
 
 std::unique_ptr<CudaPrefillSelector> make_cuda_flexprefill(const MethodSpec& spec,
                                                            const CudaContext& context) {

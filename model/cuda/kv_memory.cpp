@@ -74,6 +74,9 @@ class CudaKvMemory final : public KvMemory {
 
   void* base() const override { return reinterpret_cast<void*>(base_); }  // NOLINT: CUdeviceptr is an integer
   std::size_t bytes() const override { return bytes_; }
+  std::size_t committed() const override {
+    return static_cast<std::size_t>(std::count(mapped_.begin(), mapped_.end(), true)) * piece_;
+  }
 
   void commit(std::size_t end) override {
     LACUNA_CHECK(end <= bytes_, "{} bytes of a KV cache of {}", end, bytes_);
@@ -109,8 +112,7 @@ class CudaKvMemory final : public KvMemory {
           "the device has no memory left for the KV cache, which holds {}; use shorter prompts, fewer "
           "variants "
           "at once, or more ranks",
-          format_bytes(static_cast<double>(std::count(mapped_.begin(), mapped_.end(), true)) *
-                       static_cast<double>(piece_)));
+          format_bytes(static_cast<double>(committed())));
     driver_.check(status, "cuMemCreate");
     const CUresult mapping = driver_.MemMap(at(i), piece_, 0, memory, 0);
     (void)driver_.MemRelease(memory);  // the mapping keeps it

@@ -8,7 +8,7 @@ namespace lacuna {
 /// Workspace of the matrix products: what NVIDIA recommends for Hopper. Bounds the split-K that cuBLASLt may
 /// choose.
 inline constexpr std::int64_t kGemmWorkspaceBytes = std::int64_t{32} << 20;
-/// The KV cache grows by pieces of this size; on average half a piece holds no page.
+/// The KV cache grows by pieces of this size.
 inline constexpr std::int64_t kKvPieceBytes = std::int64_t{32} << 20;
 
 }  // namespace lacuna

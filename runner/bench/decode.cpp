@@ -17,6 +17,7 @@ MethodSpec cheap_prefill() { return parse_strategy(Json{{"prefill", "streaming"}
 struct Steps {
   double seconds = 0;  ///< Of one step, median.
   JobResult job;
+  MemoryPlan planned;
 };
 
 Steps decode(const Session& session, Engine& engine, std::span<const TokenId> prompt,
@@ -28,6 +29,8 @@ Steps decode(const Session& session, Engine& engine, std::span<const TokenId> pr
               .sampling = {.max_new_tokens = steps + 1, .ignore_stop = true}});
   std::vector<double> times;
   Steps result;
+  result.planned =
+      engine.plan_memory({.tokens = std::ssize(prompt), .prefill = cheap_prefill(), .variants = variants});
   result.job = engine.run({.prompt = prompt,
                            .prefill = cheap_prefill(),
                            .variants = variants,
@@ -105,12 +108,10 @@ void shared_row(Session& session, Model& model) {
   const auto prompt = model.prompt(tokens);
   const auto variants = shared_variants(tokens, new_tokens);
   JobResult job;
+  const MethodSpec dense = parse_strategy(Json::object(), "bench").prefill;
   const double begin = session.now();
-  job = model.engine().run({.prompt = prompt,
-                            .prefill = parse_strategy(Json::object(), "bench").prefill,
-                            .variants = variants,
-                            .on_token = {},
-                            .cancelled = interrupted});
+  job = model.engine().run(
+      {.prompt = prompt, .prefill = dense, .variants = variants, .on_token = {}, .cancelled = interrupted});
   Row row{.part = "decode",
           .key = "shared_prefill",
           .what = {},
@@ -120,6 +121,9 @@ void shared_row(Session& session, Model& model) {
   for (const VariantResult& v : job.variants)
     LACUNA_REQUIRE(v.error.empty(), "shared prefill of {} tokens: {}", tokens, v.error);
   row.what = fmt::format("1 prompt, {} variants x {} tokens, prefill included", variants.size(), new_tokens);
+  row.peak_bytes = job.peak_bytes;
+  row.planned_bytes =
+      model.engine().plan_memory({.tokens = tokens, .prefill = dense, .variants = variants}).total();
   row.note = fmt::format("prefill {:.4g} s, decoding {:.4g} s", job.prefill_seconds,
                          job.variants.front().decode_seconds);
   session.on_row(row);
@@ -159,10 +163,8 @@ void bench_decode(Session& session, Model& model) {
         row.bytes = weight_bytes(session, model) + (counts.kv_bytes_read + counts.index_bytes_read) / steps;
         row.floor_seconds = row.bytes / session.ceilings.bytes_per_s;
         row.dense_seconds = dense_seconds;
-        if (strategy.evict.method == "none") {  // what evictors keep beside is theirs to say
-          row.peak_bytes = s.job.peak_bytes;
-          row.planned_bytes = model.engine().plan_memory(tokens, steps + 1, batch).total();
-        }
+        row.peak_bytes = s.job.peak_bytes;
+        row.planned_bytes = s.planned.total();
         if (key != "dense") {
           row.sparsity = 0;
           AttentionCounts sparse_counts;

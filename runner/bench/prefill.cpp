@@ -25,7 +25,8 @@ Measured prefill(Session& session, Model& model, std::span<const TokenId> prompt
   return m;
 }
 
-Row row_of(const Session& session, Model& model, std::int64_t tokens, const Measured& m) {
+Row row_of(const Session& session, Model& model, std::int64_t tokens, const MethodSpec& spec,
+           const Measured& m) {
   const ModelShape& shape = session.options.shape;
   Row row{.part = "prefill", .key = {}, .what = {}, .tokens = tokens};
   row.seconds = m.seconds;
@@ -33,7 +34,7 @@ Row row_of(const Session& session, Model& model, std::int64_t tokens, const Meas
   row.flops = m.job.linear_flops + 4.0 * shape.head_dim * m.job.prefill_all.visited_cells;
   row.floor_seconds = row.flops / session.ceilings.flops_per_s;
   row.peak_bytes = m.job.peak_bytes;
-  row.planned_bytes = model.engine().plan_memory(tokens, 1, 1).total();
+  row.planned_bytes = model.engine().plan_memory({.tokens = tokens, .prefill = spec, .variants = {}}).total();
   return row;
 }
 
@@ -104,7 +105,7 @@ void bench_prefill(Session& session, Model& model) {
     const auto sparse = tokens == lengths.back() ? sparse_methods(options, model, prompt)
                                                  : std::vector<std::pair<std::string, MethodSpec>>();
     const Measured measured = prefill(session, model, prompt, dense);
-    Row row = row_of(session, model, tokens, measured);
+    Row row = row_of(session, model, tokens, dense, measured);
     row.key = row.what = "dense";
     session.on_row(row);
     const double dense_seconds = row.seconds;
@@ -118,7 +119,7 @@ void bench_prefill(Session& session, Model& model) {
     }
     for (std::size_t i = 0; i < sparse.size(); ++i) {
       const Measured m = prefill(session, model, prompt, sparse[i].second);
-      Row line = row_of(session, model, tokens, m);
+      Row line = row_of(session, model, tokens, sparse[i].second, m);
       line.key = options.strategies.empty() ? "vertical_slash_90" : "strategy_" + std::to_string(i);
       line.what = sparse[i].first;
       line.sparsity = m.job.prefill_sparse.sparsity();

@@ -149,7 +149,7 @@ void report_model(const std::string& folder) {
           facts.sliding_layers, facts.q_heads, facts.kv_heads, facts.head_dim, facts.max_positions));
   say("", "rope " + facts.rope);
   for (const std::int64_t tokens : {16384, 65536, 131072}) {
-    const MemoryPlan plan = plan_memory(facts, Device::kCpu, 1, tokens, 1024, 1);
+    const MemoryPlan plan = plan_memory(facts, Device::kCpu, 1, dense_job(tokens, 1024, 1));
     say("", fmt::format("{} tokens on one CPU rank: {} = weights {}, cache {}, activations {}, workspace {}",
                         tokens, format_bytes(static_cast<double>(plan.total())),
                         format_bytes(static_cast<double>(plan.weights)),

@@ -133,7 +133,7 @@ void generate(const GenerateOptions& options) {
     if (rank.sharing > 1) {
       const ModelFacts facts = read_model_facts(options.model);
       engine_options.kv_bytes =
-          kv_share(rank, plan_memory(facts, rank.device, session->size(), 1, 1, 1).weights);
+          kv_share(rank, plan_memory(facts, rank.device, session->size(), dense_job(1, 1, 1)).weights);
     }
     if (!options.rope.empty()) engine_options.rope_override = text_or_file(options.rope);
     engine = Engine::load(engine_options, *team, *threads);

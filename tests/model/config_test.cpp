@@ -150,17 +150,28 @@ ModelFacts make_shape(int layers, int q_heads, int kv_heads, int head_dim, int h
 
 TEST(MemoryPlan, CountsWhatTheShapesSay) {
   ModelFacts facts = make_shape(28, 28, 4, 128, 3584, 18944, 152064);
-  const MemoryPlan plan = plan_memory(facts, Device::kCuda, 1, 131072, 1024, 1);
+  const MemoryPlan plan = plan_memory(facts, Device::kCuda, 1, dense_job(131072, 1024, 1));
   EXPECT_NEAR(static_cast<double>(plan.weights), 2 * 7.6156e9, 2e6);
-  // 2 (K, V) * 28 layers * 4 heads * 128 channels * 2 bytes = 57344 bytes per token
-  EXPECT_EQ(plan.kv_cache, std::int64_t{57344} * (131072 + 1024 + kPageTokens));
-  const MemoryPlan half = plan_memory(facts, Device::kCuda, 2, 131072, 1024, 1);
+  // 2 (K, V) * 28 layers * 4 heads * 128 channels * 2 bytes = 57344 bytes per token, in pieces of 32 MiB. The
+  // 1024th token is not read again, and the page that it would begin is not needed.
+  constexpr std::int64_t kPiece = std::int64_t{32} << 20;
+  EXPECT_EQ(plan.kv_cache, (57344 * std::int64_t{131072 + 1024} + kPiece - 1) / kPiece * kPiece);
+  EXPECT_EQ(plan_memory(facts, Device::kCpu, 1, dense_job(131072, 1025, 3)).kv_cache,
+            2 * 57344 * std::int64_t{131072 + 3 * 1024})
+      << "one prompt, and what each variant writes";
+  EXPECT_EQ(plan_memory(facts, Device::kCpu, 1, dense_job(131070, 1025, 3)).kv_cache,
+            2 * 57344 * std::int64_t{131056 + 3 * (16 + 1024)})
+      << "a page that is not full is everybody's own";
+  EXPECT_EQ(plan_memory(facts, Device::kCuda, 1, {.tokens = 131072, .prefill = {}, .variants = {}}).kv_cache,
+            0)
+      << "a prefill alone stores nothing";
+  const MemoryPlan half = plan_memory(facts, Device::kCuda, 2, dense_job(131072, 1024, 1));
   EXPECT_EQ(half.kv_cache * 2, plan.kv_cache);
   const ModelFacts eight = make_shape(28, 32, 4, 128, 3584, 18944, 152064);
-  EXPECT_EQ(plan_memory(eight, Device::kCuda, 8, 1024, 16, 1).kv_cache * 4,
-            plan_memory(eight, Device::kCuda, 1, 1024, 16, 1).kv_cache)
+  EXPECT_EQ(plan_memory(eight, Device::kCpu, 8, dense_job(1024, 16, 1)).kv_cache * 4,
+            plan_memory(eight, Device::kCpu, 1, dense_job(1024, 16, 1)).kv_cache)
       << "kv heads are replicated, not cut";
-  EXPECT_THROW(plan_memory(facts, Device::kCuda, 3, 1024, 16, 1), Error);
+  EXPECT_THROW(plan_memory(facts, Device::kCuda, 3, dense_job(1024, 16, 1)), Error);
 }
 
 class RopeTables : public ::testing::TestWithParam<const char*> {};

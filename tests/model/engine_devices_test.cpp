@@ -207,7 +207,8 @@ TEST_F(EngineDevices, ThePlanIsThePeak) {
   const std::vector<Variant> variants = {variant("{}", 20),
                                          variant(R"({"evict": {"snapkv": {"capacity": 200}}})", 20)};
   const JobResult result = run(*cuda_, prompt, variants, "{}", false);
-  const auto planned = static_cast<double>(cuda_->plan_memory(600, 20, 2).total());
+  const auto planned =
+      static_cast<double>(cuda_->plan_memory({.tokens = 600, .prefill = {}, .variants = variants}).total());
   EXPECT_LT(static_cast<double>(result.peak_bytes), 1.03 * planned);
 }
 

@@ -52,7 +52,7 @@ class FakeEngine final : public Engine {
 
   const ModelFacts& facts() const override { return facts_; }
   std::span<const TokenId> stop_ids() const override { return {}; }
-  MemoryPlan plan_memory(std::int64_t, std::int64_t, int) const override { return {}; }
+  MemoryPlan plan_memory(const JobShape&) const override { return {}; }
 
   JobResult run(const JobRequest& request) override {
     communicator_.barrier();
@@ -118,11 +118,10 @@ ModelServices fake_model_services() {
   };
   services.detect_chat = [](const std::string&) { return ChatFormat::kNone; };
   services.read_facts = [](const std::string& folder) { return facts_of(folder); };
-  services.plan_memory = [](const ModelFacts& facts, Device, int, std::int64_t tokens, std::int64_t,
-                            int variants) {
+  services.plan_memory = [](const ModelFacts& facts, Device, int, const JobShape& job) {
     MemoryPlan plan;
     plan.weights = facts.family == "big" ? std::int64_t{1} << 50 : 1 << 20;
-    plan.kv_cache = tokens * variants;
+    plan.kv_cache = job.tokens * std::ssize(job.variants);
     return plan;
   };
   return services;
