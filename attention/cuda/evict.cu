@@ -12,22 +12,35 @@ namespace lacuna {
 
 namespace {
 
+constexpr int kPoolTokens = 256;  ///< of one block
+
+/// Each token's mean (or maximum) over the heads of the group once, in shared memory, then the average.
 __global__ void pool_importance_kernel(const float* from, int q_heads, int group, int head_base, int kv_base,
                                        int tokens, bool maximum, int kernel, float* to) {
-  const int t = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  const int kv_head = static_cast<int>(blockIdx.y);
-  if (t >= tokens) return;
+  extern __shared__ __align__(128) unsigned char raw[];
+  auto* grouped = reinterpret_cast<double*>(raw);  // [kPoolTokens + kernel - 1], zeros beside the prompt
+  const int first = static_cast<int>(blockIdx.x) * kPoolTokens - kernel / 2;
+  const int kv_head = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
   const int begin = max(0, (kv_head + kv_base) * group - head_base);
   const int end = min(q_heads, (kv_head + kv_base + 1) * group - head_base);
-  double sum = 0.0;
-  for (int j = max(0, t - kernel / 2); j <= min(tokens - 1, t + kernel / 2); ++j) {
-    double x = from[static_cast<std::int64_t>(begin) * tokens + j];
-    for (int h = begin + 1; h < end; ++h) {
-      const double y = from[static_cast<std::int64_t>(h) * tokens + j];
-      x = maximum ? fmax(x, y) : x + y;
+  for (int i = thread; i < kPoolTokens + kernel - 1; i += kPoolTokens) {
+    const int j = first + i;
+    double x = 0.0;
+    if (j >= 0 && j < tokens) {
+      x = from[static_cast<std::int64_t>(begin) * tokens + j];
+      for (int h = begin + 1; h < end; ++h) {
+        const double y = from[static_cast<std::int64_t>(h) * tokens + j];
+        x = maximum ? fmax(x, y) : x + y;
+      }
+      if (!maximum) x /= end - begin;
     }
-    sum += maximum ? x : x / (end - begin);
+    grouped[i] = x;
   }
+  __syncthreads();
+  const int t = static_cast<int>(blockIdx.x) * kPoolTokens + thread;
+  if (t >= tokens) return;
+  double sum = 0.0;
+  for (int i = thread; i < thread + kernel; ++i) sum += grouped[i];
   to[static_cast<std::int64_t>(kv_head) * tokens + t] = static_cast<float>(sum / kernel);
 }
 
@@ -87,8 +100,10 @@ __global__ void compact_kernel(const __grid_constant__ CompactParams params) {
 
 void pool_importance_cuda(const float* from, const LayerInfo& info, std::int64_t tokens, bool maximum,
                           int kernel, float* to, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((tokens + 255) / 256), static_cast<unsigned>(info.kv_heads));
-  pool_importance_kernel<<<grid, 256, 0, stream>>>(
+  const auto bytes = static_cast<unsigned>(kPoolTokens + kernel - 1) * sizeof(double);
+  const dim3 grid(static_cast<unsigned>((tokens + kPoolTokens - 1) / kPoolTokens),
+                  static_cast<unsigned>(info.kv_heads));
+  pool_importance_kernel<<<grid, kPoolTokens, bytes, stream>>>(
       from, info.q_heads, info.q_heads_total / info.kv_heads_total, info.q_head_begin, info.kv_head_begin,
       static_cast<int>(tokens), maximum, kernel, to);
   LACUNA_CUDA_TRY(cudaGetLastError());
