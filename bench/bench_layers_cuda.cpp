@@ -161,6 +161,8 @@ class DecodeLayer {
             .w = w,
             .norm = norm ? zeros_.as<float>() : nullptr,
             .eps = 1e-6f,
+            .normed = normed_.as<__nv_bfloat16>(),
+            .factors = factors_.as<float>(),
             .rows = rows_,
             .inputs = inputs,
             .outputs = outputs};
@@ -223,6 +225,8 @@ class DecodeLayer {
                heads_{std::size_t{4096}, Buffer::Kind::kDevice},
                page_{std::size_t{4} * kPageTokens * kHeadDim, Buffer::Kind::kDevice},
                x_{std::size_t{32} * kHidden * 2, Buffer::Kind::kDevice},
+               normed_{std::size_t{32} * kHidden * 2, Buffer::Kind::kDevice},
+               factors_{std::size_t{32} * 4, Buffer::Kind::kDevice},
                attention_{std::size_t{32} * kHidden * 2, Buffer::Kind::kDevice},
                activated_{std::size_t{32} * kMlp * 2, Buffer::Kind::kDevice},
                logits_{std::size_t{32} * kVocab * 4, Buffer::Kind::kDevice},

@@ -200,6 +200,7 @@ class CudaOps final : public Ops {
   PinnedRing ring_;
   WeightLoader loader_;
   Buffer results_;  // pinned
+  const Buffer row_factors_{kSkinnyRows * sizeof(float), Buffer::Kind::kDevice};
   CudaEvent counted_;
   std::optional<CudaDecodeStep> decode_;  // always there
 };
@@ -360,6 +361,8 @@ SkinnyProduct CudaOps::skinny_product(const TensorView& x, const NormedLinear& b
           .bias = by.w.bias.data() != nullptr ? bf16(by.w.bias.view()) : nullptr,
           .norm = by.norm.as<float>(),
           .eps = by.eps,
+          .normed = bf16(by.normed),
+          .factors = row_factors_.as<float>(),
           .rows = static_cast<int>(x.shape[0]),
           .inputs = static_cast<int>(inputs),
           .outputs = by.w.outputs};

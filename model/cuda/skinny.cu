@@ -29,13 +29,28 @@ struct Ring {
   /// Up to 16 rows come through the ring, too: loaded a step ahead their latency would be the time of a step.
   static constexpr bool kRows = kRowTiles <= 2;
   static constexpr int kWeightPieces = 2 * kTiles * kThreads, kRowPieces = kRows ? kRowTiles * kThreads : 0,
-                       kNormPieces = kNorm && kRows ? kWarps * kStep / 4 : 0,
+                       kNormPieces = kNorm ? kWarps * kStep / 4 : 0,
                        kStagePieces = kWeightPieces + kRowPieces + kNormPieces;  ///< of 16 bytes
   /// Three blocks of 8 rows, two of more fit on a multiprocessor of Hopper.
-  static constexpr int kStages = !kRows ? 4 : kNorm ? 5 : 6;
+  static constexpr int kStages = !kRows ? (kTiles > 2 ? 3 : 4) : kNorm ? 5 : 6;
+  static_assert(kRows || !kNorm);
   static constexpr int kBytes = kStages * kStagePieces * 16;
   static_assert(kWarps * 8 * kRowTiles * (2 * kOctet * kTiles + 1) * 4 <= kBytes, "the warps' sums go there");
 };
+
+constexpr std::int64_t kManyOutputs = 16384;  ///< Two blocks of 64 outputs for each multiprocessor of Hopper.
+
+/// Weights that nothing but this product reads, of small matrices, come into the second-level cache while the
+/// block waits: more than the ring holds. Attention over few pages leaves memory idle before the output
+/// projection.
+constexpr std::int64_t kAheadBytes = std::int64_t{32} << 20;
+
+/// The line of 128 bytes at `from` comes into the second-level cache.
+__device__ inline void fetch_ahead(const void* from) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#endif
+}
 
 // --- What becomes of a product. A unit is two octets: octet(unit, 0) and octet(unit, 1) are their first rows
 // of w; finish() takes the sums of row `i` of both.
@@ -120,13 +135,18 @@ struct CacheEnd {
   }
 };
 
+/// Of a row whose squares add up to `squares`.
+__device__ inline float row_factor(const SkinnyProduct& args, float squares) {
+  return 1.0f / sqrtf(squares / static_cast<float>(args.inputs) + args.eps);
+}
+
 // --- The product
 // ---------------------------------------------------------------------------------------------------
 
 /// kTiles units of 16 outputs, kRowTiles of 8 rows. The order in which an output and a row's squares are
 /// summed depends on the number of inputs alone.
 template <int kTiles, int kRowTiles, bool kNorm, class End>
-__global__ void __launch_bounds__(kThreads, kTiles)
+__global__ void __launch_bounds__(kThreads, kTiles > 1 ? 2 : 1)
     skinny_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end) {
   using Ring = Ring<kTiles, kRowTiles, kNorm>;
   constexpr int kOutputs = 2 * kOctet * kTiles, kRows = 8 * kRowTiles, kDepth = Ring::kStages;
@@ -181,6 +201,17 @@ __global__ void __launch_bounds__(kThreads, kTiles)
     copy_async_commit();
   }
   let_next_start();
+  if (args.outputs * args.inputs * 2 <= kAheadBytes) {
+    constexpr int kHeld = (kDepth - 1) * kStride, kLine = 64;  // inputs
+    const int lines = (args.inputs - kHeld + kLine - 1) / kLine;
+    for (int i = thread; i < kOutputs * lines; i += kThreads) {
+      const int row = i / lines;
+      const std::int64_t unit = first_unit + row / (2 * kOctet);
+      const std::int64_t output = end.octet(args, unit, row / kOctet % 2) + row % kOctet;
+      if (unit < units && output < args.outputs)
+        fetch_ahead(args.w + output * args.inputs + kHeld + (i - row * lines) * kLine);
+    }
+  }
   wait_for_previous();
   // A group of its own for each step: in both parts of the ring's life kDepth - 2 younger groups may be
   // pending when a step begins.
@@ -213,15 +244,11 @@ __global__ void __launch_bounds__(kThreads, kTiles)
       for (int r = 0; r < kRowTiles; ++r) b[r] = from[Ring::kWeightPieces + r * kThreads];
     }
     if (kNorm) {
-      float norm[kVector] = {};
-      if (Ring::kRows) {
-        __syncwarp();  // other lanes fetched them
-        load_floats(reinterpret_cast<const float*>(from - thread + Ring::kWeightPieces + Ring::kRowPieces +
-                                                   warp * (kStep / 4) + quarter * 2),
-                    norm);
-      } else if (first + step * kStride < args.inputs) {
-        load_floats(args.norm + first + step * kStride, norm);
-      }
+      __syncwarp();  // other lanes fetched the norm
+      float norm[kVector];
+      load_floats(reinterpret_cast<const float*>(from - thread + Ring::kWeightPieces + Ring::kRowPieces +
+                                                 warp * (kStep / 4) + quarter * 2),
+                  norm);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         float values[kVector];
@@ -289,12 +316,42 @@ __global__ void __launch_bounds__(kThreads, kTiles)
       float sum = row_squares[row];
 #pragma unroll
       for (int v = 1; v < kWarps; ++v) sum += row_squares[v * kRows + row];
-      const float scale = 1.0f / sqrtf(sum / static_cast<float>(args.inputs) + args.eps);
+      const float scale = row_factor(args, sum);
       both[0] *= scale;
       both[1] *= scale;
+    } else if (args.norm != nullptr) {
+      both[0] *= args.factors[row];
+      both[1] *= args.factors[row];
     }
     end.finish(args, row, first_unit + tile, output, both);
   }
+}
+
+/// normed = x * norm and factors = 1 / sqrt(mean(x^2) + eps), with the bits of skinny_kernel: a lane here
+/// adds the squares that lane l % 4 of warp l / 4 adds there. Block: one row.
+__global__ void __launch_bounds__(32) scale_rows_kernel(const __grid_constant__ SkinnyProduct args) {
+  let_next_start();
+  wait_for_previous();
+  const int lane = static_cast<int>(threadIdx.x);
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * args.inputs;
+  float squares = 0.0f;
+#pragma unroll 4
+  for (int at = lane * kVector; at < args.inputs; at += kWarps * kStep) {
+    float values[kVector], norm[kVector];
+    unpack(*reinterpret_cast<const uint4*>(args.x + row + at), values);
+    load_floats(args.norm + at, norm);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      squares += values[e] * values[e];
+      values[e] *= norm[e];
+    }
+    *reinterpret_cast<uint4*>(args.normed + row + at) = pack(values);
+  }
+  squares = sum_of_lanes(squares, 4);
+  float sum = __shfl_sync(~0u, squares, 0);
+#pragma unroll
+  for (int v = 1; v < kWarps; ++v) sum += __shfl_sync(~0u, squares, v * 4);
+  if (lane == 0) args.factors[blockIdx.x] = row_factor(args, sum);
 }
 
 template <int kTiles, int kRowTiles, bool kNorm, class End>
@@ -306,28 +363,36 @@ void launch_tiles(const SkinnyProduct& product, const End& end, cudaStream_t str
   launch_dependent(kernel, blocks, kThreads, kBytes, stream, product, end);
 }
 
-template <bool kNorm, class End>
-void launch(const SkinnyProduct& product, const End& end, cudaStream_t stream) {
-  if (product.rows == 0 || product.outputs == 0) return;
-  if (product.rows <= 8) return launch_tiles<1, 1, kNorm>(product, end, stream);
-  if (product.rows <= 16) return launch_tiles<1, 2, kNorm>(product, end, stream);
-  // More rows need x more often: twice the outputs per block halve that.
-  launch_tiles<2, 4, kNorm>(product, end, stream);
+/// More rows need x more often: more outputs per block save some of that, where there are enough of them.
+template <class End>
+void launch(const SkinnyProduct& given, const End& end, cudaStream_t stream) {
+  if (given.rows == 0 || given.outputs == 0) return;
+  if (given.rows <= 8) {
+    if (given.norm != nullptr) return launch_tiles<1, 1, true>(given, end, stream);
+    return launch_tiles<1, 1, false>(given, end, stream);
+  }
+  SkinnyProduct product = given;
+  if (product.norm != nullptr) {
+    launch_dependent(scale_rows_kernel, static_cast<unsigned>(product.rows), 32, 0, stream, product);
+    product.x = product.normed;
+  }
+  if (product.rows <= 16) return launch_tiles<1, 2, false>(product, end, stream);
+  if (product.outputs < kManyOutputs) return launch_tiles<2, 4, false>(product, end, stream);
+  launch_tiles<4, 4, false>(product, end, stream);
 }
 
 }  // namespace
 
 void launch_skinny(const SkinnyProduct& product, const SkinnyOutput& to, cudaStream_t stream) {
-  if (product.norm != nullptr) return launch<true>(product, LinearEnd{to}, stream);
-  launch<false>(product, LinearEnd{to}, stream);
+  launch(product, LinearEnd{to}, stream);
 }
 
 void launch_skinny_gated(const SkinnyProduct& product, const SkinnyGated& to, cudaStream_t stream) {
-  launch<true>(product, GatedEnd{to}, stream);
+  launch(product, GatedEnd{to}, stream);
 }
 
 void launch_skinny_cache(const SkinnyProduct& product, const CacheTarget& to, cudaStream_t stream) {
-  launch<true>(product, CacheEnd{to}, stream);
+  launch(product, CacheEnd{to}, stream);
 }
 
 }  // namespace lacuna

@@ -24,7 +24,11 @@ struct SkinnyProduct {
   const __nv_bfloat16* bias = nullptr;  ///< [outputs] or null
   const float* norm = nullptr;          ///< [inputs] or null
   float eps = 0;
-  int rows = 0;  ///< at most kSkinnyRows
+  /// With a norm: memory for x * norm and the rows' factors, which more than 8 rows get from a kernel of
+  /// their own.
+  __nv_bfloat16* normed = nullptr;  ///< [rows, inputs]
+  float* factors = nullptr;         ///< [rows]
+  int rows = 0;                     ///< at most kSkinnyRows
   int inputs = 0;
   std::int64_t outputs = 0;
 };
@@ -39,7 +43,7 @@ struct SkinnyOutput {
 void launch_skinny(const SkinnyProduct& product, const SkinnyOutput& to, cudaStream_t stream);
 
 /// out [rows, outputs / 2] = activation(product[:, :outputs / 2]) * product[:, outputs / 2:], SiLU or GELU by
-/// tanh. outputs is a multiple of 16; norm is not null.
+/// tanh. outputs is a multiple of 16.
 struct SkinnyGated {
   __nv_bfloat16* out = nullptr;
   bool gelu = false;
@@ -55,7 +59,6 @@ struct CacheTarget {
   int q_heads = 0, kv_heads = 0;
   int head_dim = 0;  ///< a multiple of 16
 };
-/// norm is not null.
 void launch_skinny_cache(const SkinnyProduct& product, const CacheTarget& to, cudaStream_t stream);
 
 }  // namespace lacuna

@@ -440,6 +440,8 @@ class FewRows : public ::testing::Test {
     device_w_ = DeviceVector<BFloat16>(w_);
     device_bias_ = DeviceVector<BFloat16>(bias_);
     device_norm_ = DeviceVector<float>(norm_);
+    normed_ = DeviceVector<BFloat16>(x_.size());
+    factors_ = DeviceVector<float>(size(rows));
     exact_.assign(size(rows * outputs), 0);
     bound_ = exact_;
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -468,6 +470,8 @@ class FewRows : public ::testing::Test {
             .bias = with_bias_ ? raw(device_bias_) : nullptr,
             .norm = device_norm_.data(),
             .eps = kEps,
+            .normed = raw(normed_),
+            .factors = factors_.data(),
             .rows = static_cast<int>(rows),
             .inputs = static_cast<int>(inputs_),
             .outputs = outputs_};
@@ -479,8 +483,8 @@ class FewRows : public ::testing::Test {
   bool with_bias_ = false;
   std::vector<BFloat16> x_, w_, bias_;
   std::vector<float> norm_;
-  DeviceVector<BFloat16> device_x_, device_w_, device_bias_;
-  DeviceVector<float> device_norm_;
+  DeviceVector<BFloat16> device_x_, device_w_, device_bias_, normed_;
+  DeviceVector<float> device_norm_, factors_;
   std::vector<double> exact_, bound_;
 };
 
@@ -500,6 +504,23 @@ TEST_F(FewRows, AreNormedOnTheirWay) {
           }
       }
     }
+  }
+}
+
+TEST_F(FewRows, OfManyOutputs) {
+  for (const std::int64_t rows : {3, 20}) {
+    make(rows, 16421, 264, true);
+    const DeviceVector<float> y(size(rows * outputs_));
+    launch_skinny(product(0, rows), {.y = y.data(), .float_output = true}, nullptr);
+    const auto got = y.download();
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t n = 0; n < outputs_; ++n)
+        ASSERT_NEAR(got[size(r * outputs_ + n)], exact(r, n), bound(r, n) + 1e-6)
+            << rows << " rows, row " << r << " column " << n;
+    const DeviceVector<float> alone(size(outputs_));
+    launch_skinny(product(rows - 1, 1), {.y = alone.data(), .float_output = true}, nullptr);
+    const auto last = alone.download();
+    EXPECT_TRUE(std::equal(last.begin(), last.end(), got.end() - outputs_)) << rows << " rows";
   }
 }
 
