@@ -155,6 +155,21 @@ bool nccl_joins_ranks_on_one_gpu() {
          version >= 23000;
 }
 
+/// Times the time-out: exchanges in host memory may wait for a rank that loads a model.
+constexpr double kHostPatience = 10;
+
+/// Since when somebody is inside a call, by the clock of the watch thread; 0: nobody.
+class Since {
+ public:
+  Since(std::atomic<double>& at, double now) : at_(at) { at_ = now; }
+  ~Since() { at_ = 0; }
+  Since(const Since&) = delete;
+  Since& operator=(const Since&) = delete;
+
+ private:
+  std::atomic<double>& at_;
+};
+
 /// The watch thread and the callers share `mutex_` around every call into NCCL.
 class NcclCommunicator::Impl {
  public:
@@ -206,17 +221,25 @@ class NcclCommunicator::Impl {
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     LACUNA_CUDA(cudaStreamIsCapturing(stream, &capture));
     asked_.add(count, capture != cudaStreamCaptureStatusNone);
-    in_call_since_ = Clock::now().time_since_epoch().count();
-    const ncclResult_t status = ncclAllReduce(device, device, count, ncclBfloat16, ncclSum, comm_, stream);
-    in_call_since_ = 0;
+    ncclResult_t status = ncclSuccess;
+    {
+      const Since inside(in_nccl_since_, now_);
+      status = ncclAllReduce(device, device, count, ncclBfloat16, ncclSum, comm_, stream);
+    }
     if (status != ncclSuccess)
       throw_library("NCCL: {}: sum of {} values: {}; the first message of any rank says what began it",
                     name(), count, describe(status));
     if (capture == cudaStreamCaptureStatusNone) mark(stream);
   }
 
+  void all_reduce_host(float* data, std::size_t count) {
+    check();
+    const Since inside(in_host_since_, now_);
+    host_.all_reduce_sum(data, count);
+  }
   void all_gather(const void* send, void* receive, std::size_t bytes) {
     check();
+    const Since inside(in_host_since_, now_);
     if (bytes > kShortMessage) return host_.all_gather(send, receive, bytes);
     const std::size_t block = sizeof(Asked) + bytes, ranks = static_cast<std::size_t>(host_.size());
     message_.resize((1 + ranks) * block);
@@ -317,7 +340,7 @@ class NcclCommunicator::Impl {
   void mark(cudaStream_t stream) {
     LACUNA_CUDA(cudaEventRecord(marker_, stream));
     marked_ = true;
-    marked_at_ = Clock::now();
+    marked_at_ = now_;
     marked_sum_ = asked_.sums;
   }
 
@@ -339,29 +362,33 @@ class NcclCommunicator::Impl {
     // Asking for an event must not disturb a capture on another thread.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     (void)cudaThreadExchangeStreamCaptureMode(&mode);
-    const auto pause = seconds(std::min(1.0, timeout_ / 8));
+    const double pause = std::min(1.0, timeout_ / 8);
+    auto last = Clock::now();
     std::unique_lock wake_lock(wake_mutex_);
-    while (!wake_.wait_for(wake_lock, pause, [&] { return stopping_; })) {
+    while (!wake_.wait_for(wake_lock, seconds(pause), [&] { return stopping_; })) {
       wake_lock.unlock();
+      const auto now = Clock::now();
+      now_ = now_ + std::min(std::chrono::duration<double>(now - last).count(), 2 * pause);
+      last = now;
       look();
       wake_lock.lock();
     }
   }
 
+  /// A call that does not come back cannot be ended; the end of the process is then what ends the others.
+  void give_up_unless_back(double since, double limit, const char* what) {
+    if (since == 0 || now_ - since <= limit) return;
+    log::error("NCCL: {}: {} did not return within {} s; another rank of the team is stuck; giving up",
+               name(), what, limit);
+    std::_Exit(1);
+  }
+
   void look() {
+    give_up_unless_back(in_host_since_, kHostPatience * timeout_, "an exchange of the ranks in host memory");
     {
       const std::unique_lock lock(mutex_, std::try_to_lock);
-      if (!lock.owns_lock()) {
-        // A caller is inside NCCL. That takes microseconds; if it does not come back, nothing of this process
-        // can be saved, and its end is what ends the others.
-        const auto since = in_call_since_.load();
-        if (since != 0 && Clock::now().time_since_epoch().count() - since > seconds(2 * timeout_).count()) {
-          log::error("NCCL: {}: a call into NCCL did not return within {} s; giving up", name(),
-                     2 * timeout_);
-          std::_Exit(1);
-        }
-        return;
-      }
+      if (!lock.owns_lock())  // a caller is inside NCCL, which takes microseconds
+        return give_up_unless_back(in_nccl_since_, 2 * timeout_, "a call into NCCL");
       if (failed_) return;
       const std::string what = trouble();
       if (what.empty()) return;
@@ -391,7 +418,7 @@ class NcclCommunicator::Impl {
       marked_ = false;  // a CUDA error surfaces where the caller synchronises
       return "";
     }
-    if (Clock::now() - marked_at_ <= seconds(timeout_)) return "";
+    if (now_ - marked_at_ <= timeout_) return "";
     return fmt::format("sum {} or what stands before it on the GPU has not ended within {} s", marked_sum_,
                        timeout_);
   }
@@ -410,10 +437,13 @@ class NcclCommunicator::Impl {
   std::mutex mutex_;
   cudaEvent_t marker_ = nullptr;
   bool marked_ = false;
-  Clock::time_point marked_at_;
+  double marked_at_ = 0;
   std::int64_t marked_sum_ = 0;
   Asked asked_;  // by the callers' thread, under mutex_
-  std::atomic<Clock::rep> in_call_since_ = 0;
+
+  /// Seconds that the watch thread saw pass: a team that is suspended as a whole loses no time. Above 0.
+  std::atomic<double> now_ = 1;
+  std::atomic<double> in_nccl_since_ = 0, in_host_since_ = 0;
 
   std::atomic<bool> failed_ = false;
   mutable std::mutex failure_mutex_;
@@ -431,9 +461,7 @@ NcclCommunicator::~NcclCommunicator() = default;
 
 int NcclCommunicator::rank() const { return impl_->host_facts().rank(); }
 int NcclCommunicator::size() const { return impl_->host_facts().size(); }
-void NcclCommunicator::all_reduce_sum(float* data, std::size_t count) {
-  impl_->host().all_reduce_sum(data, count);
-}
+void NcclCommunicator::all_reduce_sum(float* data, std::size_t count) { impl_->all_reduce_host(data, count); }
 void NcclCommunicator::all_gather(const void* send, void* receive, std::size_t bytes) {
   impl_->all_gather(send, receive, bytes);
 }

@@ -26,8 +26,9 @@ bool nccl_joins_ranks_on_one_gpu();
 /// One rank per GPU, on the device that is current when it is made. No sum is waited for without end: when a
 /// peer is gone, a thread of this class aborts what hangs on the device, says so, and every later call throws
 /// kLibrary with what happened, on which rank, and what to do. Where even that does not end, so that nobody
-/// is left to throw, the process exits with code 1. Calls on host memory are MPI's and have no time limit:
-/// the launcher ends the run when a rank dies.
+/// is left to throw, the process exits with code 1; so it does when the other ranks do not come to an
+/// exchange in host memory within ten time-outs. Only broadcast waits as long as it takes: there ranks wait
+/// for work.
 ///
 /// NCCL does not compare what ranks ask for: two ranks that sum different numbers of values hang, or get
 /// wrong values in silence. Every short all_gather and every barrier therefore compares the sums asked for

@@ -389,6 +389,19 @@ TEST_F(NcclCommunicatorBreaks, SumsOfDifferentLengthsSurface) {
   }
 }
 
+/// Run by killed_peer.sh: ends the process.
+TEST(NcclCommunicatorKilled, NobodyWaitsForAPeerThatStandsStillInHostMemory) {
+  if (std::getenv("LACUNA_TEST_STOPPED_PEER") == nullptr) GTEST_SKIP() << "killed_peer.sh runs it";
+  NcclCommunicator team(MPI_COMM_WORLD, {.timeout_seconds = 0.3});
+  team.barrier();
+  if (team.rank() == 1) {
+    ::raise(SIGSTOP);
+    std::_Exit(0);
+  }
+  team.barrier();
+  ADD_FAILURE() << "the barrier let this rank through";
+}
+
 /// Run by killed_peer.sh: mpirun must let the others live, and MPI cannot end in order afterwards.
 TEST(NcclCommunicatorKilled, TheOthersGiveUp) {
   if (std::getenv("LACUNA_TEST_KILLED_PEER") == nullptr) GTEST_SKIP() << "killed_peer.sh runs it";
