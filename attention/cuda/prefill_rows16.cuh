@@ -34,7 +34,7 @@ struct Rows16Traits {
   static constexpr int kMaxStages = 12;
   /// Steps of 16 channels whose query fragments wait in shared memory: registers do not hold all.
   static constexpr int kSteps = kHeadDim / 16;
-  static constexpr int kKeptSteps = kHeadDim < 128 ? kSteps : kSteps - kHeadDim / 64;
+  static constexpr int kKeptSteps = kHeadDim < 128 ? kSteps : kHeadDim > 128 ? kSteps - 4 : kSteps - 1;
 
   struct Entry {
     std::uint16_t keys[kSlices][kStagePieces];  ///< which keys of a piece each slice visits
@@ -288,7 +288,7 @@ class Rows16Warp {
       } else {
         wanted = entry.wanted[slice_];
       }
-      const unsigned char* piece = ring_.piece(place.stage, 0);
+      int piece = place.stage * T::kStageBytes;
 #pragma unroll 1
       for (; (wanted & 0x000F000Fu) != 0; wanted >>= 1, piece += T::kPieceBytes) {
         const std::uint32_t which = wanted & 0x00010001u;
@@ -343,7 +343,7 @@ class Rows16Warp {
 
   /// One piece with the slices whose bit is set in kWhich.
   template <int kWhich>
-  __device__ void multiply(const unsigned char* piece, const typename T::Entry& entry, std::uint32_t wanted) {
+  __device__ void multiply(int piece, const typename T::Entry& entry, std::uint32_t wanted) {
     constexpr bool kBoth = (kWhich & (kWhich - 1)) != 0;
     // Hides where these come from, so that the eight addresses made of them are not kept over the loop.
     int k_lane = k_lane_, v_lane = v_lane_;
@@ -359,7 +359,7 @@ class Rows16Warp {
 #pragma unroll
     for (int step = 0; step < T::kSteps; ++step) {
       std::uint32_t b[4];  // keys 0..7 and 8..15, channels 0..7 and 8..15
-      load_matrix(b, piece + (step / 4) * T::kChunkBytes + (k_lane ^ (step % 4 * 32)));
+      load_matrix(b, ring_.stage_bytes + piece + (step / 4) * T::kChunkBytes + (k_lane ^ (step % 4 * 32)));
 #pragma unroll
       for (int s = 0; s < T::kPerWarp; ++s) {
         if ((kWhich >> s & 1) == 0) continue;
@@ -395,7 +395,7 @@ class Rows16Warp {
 #pragma unroll
       for (int j = 0; j < 4; ++j) p[s][j] = pack_bf16(score[s][2 * j], score[s][2 * j + 1]);
     }
-    const unsigned char* v = piece + T::kChunks * T::kChunkBytes;
+    const unsigned char* v = ring_.stage_bytes + piece + T::kChunks * T::kChunkBytes;
 #pragma unroll
     for (int j = 0; j < T::kHeadDim / 16; ++j) {
       std::uint32_t b[4];  // channels 16 j + 0..7 and 8..15, keys 0..7 and 8..15
@@ -410,9 +410,8 @@ class Rows16Warp {
   }
 
   /// Takes away the keys that a row does not visit: list, causal edge, window.
-  __device__ void hide(float (&score)[8], int s, const typename T::Entry& entry,
-                       const unsigned char* piece) const {
-    const int i = static_cast<int>(piece - ring_.stage_bytes) / T::kPieceBytes % T::kStagePieces;
+  __device__ void hide(float (&score)[8], int s, const typename T::Entry& entry, int piece) const {
+    const int i = piece / T::kPieceBytes % T::kStagePieces;
     const int column = (lane_ & 3) * 2;
     const std::uint32_t listed = entry.keys[slice_ + s][i];
     const int row = row_ + s * kSliceRows + lane_ / 4;

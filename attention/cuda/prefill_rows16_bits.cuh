@@ -39,19 +39,17 @@ class SliceWalker {
 
   __device__ void open(const ListArgs& args, int head, int first_row, int rows, int window, int own) {
     lane_ = static_cast<int>(threadIdx.x) & 31;
-    own_ = own;
+    first_row_ = first_row, rows_ = rows, window_ = window, own_ = own;
     const int row = first_row + lane_ * kSliceRows;
     ranges_ = nullptr;
-    count_ = at_ = first_key_ = end_key_ = 0;
+    left_ = 0;
     next_ = INT_MAX;
     if (lane_ < kAll && row < rows) {
       const std::int64_t block = head * args.row_blocks + row / args.row_block;
       const std::int64_t begin = args.range_begin[block];
       ranges_ = reinterpret_cast<const int2*>(args.ranges) + begin;  // KeyRange: start, width
-      count_ = static_cast<int>(args.range_begin[block + 1] - begin);
-      first_key_ = window > 0 ? max(0, row - window + 1) : 0;
-      end_key_ = min(row + kSliceRows, rows);
-      if (count_ > 0) next_ = first_key_;
+      left_ = static_cast<int>(args.range_begin[block + 1] - begin);
+      if (left_ > 0) next_ = first_key(lane_);
     }
   }
 
@@ -89,37 +87,39 @@ class SliceWalker {
  private:
   static constexpr int kAtOnce = 4;  ///< slices whose ranges are under way together
 
+  /// The first key that a window leaves to some row of a slice.
+  __device__ int first_key(int slice) const {
+    return window_ > 0 ? max(0, first_row_ + slice * kSliceRows - window_ + 1) : 0;
+  }
   /// This lane's of the 32 ranges that follow in a slice's list; start INT_MAX where there is none.
   __device__ int2 fetch(int slice, int low) const {
     const auto* ranges =
         reinterpret_cast<const int2*>(__shfl_sync(~0u, reinterpret_cast<unsigned long long>(ranges_), slice));
-    const int at = __shfl_sync(~0u, at_, slice) + lane_;
-    const int count = __shfl_sync(~0u, count_, slice);
+    const int left = __shfl_sync(~0u, left_, slice);
     const int next = __shfl_sync(~0u, next_, slice);
     int2 none;
     none.x = INT_MAX, none.y = 0;
-    return next < low + kBitKeys && at < count ? __ldg(ranges + at) : none;
+    return next < low + kBitKeys && lane_ < left ? __ldg(ranges + lane_) : none;
   }
 
   /// Sets the bits of one slice.
   __device__ void take(int slice, int2 range, int low, SliceBits<kSlices>* to,
                        std::uint32_t (&pieces)[kBitPieces / 32]) {
     const int high = low + kBitKeys;
-    const int end_key = __shfl_sync(~0u, end_key_, slice);
-    const int first_key = __shfl_sync(~0u, first_key_, slice);
+    const int end_key = min(first_row_ + slice * kSliceRows + kSliceRows, rows_);
     if (__shfl_sync(~0u, next_, slice) >= high) return;
     while (true) {
       const bool valid = range.x != INT_MAX;
       const int stop = valid ? range.x + range.y : INT_MAX;
-      const int from = max(range.x, max(first_key, low)) - low;
+      const int from = max(range.x, max(first_key(slice), low)) - low;
       const int to_key = min(min(stop, end_key), high) - low;
       if (from < to_key) mark(slice - own_, from, to_key, to, pieces);
       // Sorted and disjoint: what lies before `high` as a whole is a prefix.
       const int consumed = __popc(__ballot_sync(~0u, stop <= high));
-      if (lane_ == slice) at_ += consumed;
+      if (lane_ == slice) ranges_ += consumed, left_ -= consumed;
       if (consumed < 32) {
         const int start = __shfl_sync(~0u, range.x, consumed);
-        if (lane_ == slice) next_ = start >= end_key_ ? INT_MAX : max(start, high);
+        if (lane_ == slice) next_ = start >= end_key ? INT_MAX : max(start, high);
         return;
       }
       range = fetch(slice, low);
@@ -147,8 +147,9 @@ class SliceWalker {
     return (~0u >> (31 - (last - first))) << first;
   }
 
-  const int2* ranges_;
-  int count_, at_, next_, first_key_, end_key_, lane_, own_;
+  const int2* ranges_;  ///< what is left of a list
+  int left_, next_;
+  int lane_, first_row_, rows_, window_, own_;
 };
 
 }  // namespace lacuna

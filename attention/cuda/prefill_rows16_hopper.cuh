@@ -71,6 +71,14 @@ struct Rows16HopperCopies {
   }
 };
 
+/// Registers of a thread that loads or expands, and of one that multiplies: three warpgroups share 504.
+template <int kHeadDim>
+inline constexpr int kRows16HelperRegisters = kHeadDim == 128  ? 40
+                                              : kHeadDim > 128 ? 56
+                                                               : 88;
+template <int kHeadDim>
+inline constexpr int kRows16WarpRegisters = (504 - kRows16HelperRegisters<kHeadDim>) / 2;
+
 /// Two warpgroups multiply; of the third one warp loads and one expands.
 template <class T>
 __global__ void __launch_bounds__(384, 1) __cluster_dims__(T::kCluster, 1, 1)
@@ -96,7 +104,7 @@ __global__ void __launch_bounds__(384, 1) __cluster_dims__(T::kCluster, 1, 1)
   rows16::cluster_sync();
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   if (warp >= T::kWarps) {
-    hopper::give_registers<56>();
+    hopper::give_registers<kRows16HelperRegisters<T::kHeadDim>>();
     if (warp == T::kWarps) {
       const Copies copies{maps, item.head, kv_head_of(args, item.head),
                           static_cast<int>(blockIdx.x) % T::kCluster};
@@ -105,7 +113,7 @@ __global__ void __launch_bounds__(384, 1) __cluster_dims__(T::kCluster, 1, 1)
       rows16_expand<T>(args, item, *ring.shared);
     }
   } else {
-    hopper::take_registers<224>();
+    hopper::take_registers<kRows16WarpRegisters<T::kHeadDim>>();
     Rows16Warp<T, Copies>(args, item, ring).run();
   }
   // A block's memory must stay until the other one has sent its last copy and arrival.
