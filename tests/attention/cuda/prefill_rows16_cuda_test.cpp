@@ -21,8 +21,8 @@ struct Case {
   int window = 0;
   float softcap = 0.0f, q_scale = 1.0f;
   /// Adds the ranges of a row block that begins at `row`; what reaches past the diagonal is cut.
-  std::function<void(int head, std::int64_t row, std::vector<KeyRange>& to)> ranges;
-  std::vector<std::vector<std::int32_t>> columns;
+  std::function<void(int head, std::int64_t row, std::vector<KeyRange>& to)> ranges{};
+  std::vector<std::vector<std::int32_t>> columns{};
 };
 
 KeyRange range(std::int64_t start, std::int64_t width) {
