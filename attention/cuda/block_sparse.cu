@@ -13,6 +13,7 @@
 
 #include "attention/cuda/mma.cuh"
 #include "attention/cuda/select_cuda.h"
+#include "attention/cuda/swizzle.cuh"
 #include "core/cuda.h"
 
 namespace lacuna {
@@ -93,19 +94,20 @@ struct ScoreArgs {
   int strip, blocks, blocks_padded, head_dim, group, head_base, kv_base;
 };
 
-constexpr int kTile = 128;  ///< query blocks and key blocks of a tile: as many as a strip has rows
-constexpr int kChannels = 32, kPitch = kChannels + 8;
+constexpr int kTile = 128;     ///< query blocks and key blocks of a tile: as many as a strip has rows
+constexpr int kChannels = 32;  ///< of a stage
 static_assert(kTile == kStripRows);
 
 /// Channels of both parts of a tile's means.
 struct ScoreStage {
-  __nv_bfloat16 q_high[kTile * kPitch], q_low[kTile * kPitch], k_high[kTile * kPitch], k_low[kTile * kPitch];
+  __nv_bfloat16 q_high[kTile * kChannels], q_low[kTile * kChannels], k_high[kTile * kChannels],
+      k_low[kTile * kChannels];
 };
 
 __device__ void load_means(const __nv_bfloat16* from, int head_dim, __nv_bfloat16* to) {
   constexpr int kPieces = kChannels / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kPieces; i += static_cast<int>(blockDim.x))
-    copy_async_16(to + i / kPieces * kPitch + i % kPieces * 8,
+    copy_async_16(to + swizzled<kChannels>(i / kPieces, i % kPieces),
                   from + static_cast<std::int64_t>(i / kPieces) * head_dim + i % kPieces * 8);
 }
 
@@ -140,19 +142,19 @@ __global__ void __launch_bounds__(256, 2) score_kernel(const __grid_constant__ S
     const ScoreStage& stage = stages[first / kChannels & 1];
 #pragma unroll
     for (int step = 0; step < kChannels / 16; ++step) {
-      const int q_at = (warp_row + (lane & 15)) * kPitch + step * 16 + (lane >> 4) * 8;
+      const int q_at = swizzled<kChannels>(warp_row + (lane & 15), step * 2 + (lane >> 4));
       const int k_at =
-          (warp_column + (lane >> 4) * 8 + (lane & 7)) * kPitch + step * 16 + ((lane >> 3) & 1) * 8;
+          swizzled<kChannels>(warp_column + (lane >> 4) * 8 + (lane & 7), step * 2 + ((lane >> 3) & 1));
       std::uint32_t high[2][4], low[2][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        load_matrix(high[m], stage.q_high + q_at + m * 16 * kPitch);
-        load_matrix(low[m], stage.q_low + q_at + m * 16 * kPitch);
+        load_matrix(high[m], stage.q_high + q_at + m * 16 * kChannels);
+        load_matrix(low[m], stage.q_low + q_at + m * 16 * kChannels);
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         std::uint32_t k[4];
-        load_matrix(k, stage.k_high + k_at + j * 16 * kPitch);
+        load_matrix(k, stage.k_high + k_at + j * 16 * kChannels);
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(256, 2) score_kernel(const __grid_constant__ S
             mma(s[m] + j * 8 + half * 4, high[m], k[half * 2], k[half * 2 + 1]);
             mma(s[m] + j * 8 + half * 4, low[m], k[half * 2], k[half * 2 + 1]);
           }
-        load_matrix(k, stage.k_low + k_at + j * 16 * kPitch);
+        load_matrix(k, stage.k_low + k_at + j * 16 * kChannels);
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll

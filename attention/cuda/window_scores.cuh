@@ -11,6 +11,7 @@
 
 #include "attention/cuda/mma.cuh"
 #include "attention/cuda/softmax.cuh"
+#include "attention/cuda/swizzle.cuh"
 #include "attention/cuda/window_scores_launch.h"
 #include "core/cuda.h"
 
@@ -20,7 +21,6 @@ template <int kHeadDim_>
 struct WindowTraits {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kThreads = 32 * kWindowWarps;
-  static constexpr int kPitch = kHeadDim + 8;
   static constexpr int kSteps = kHeadDim / 16;
   static constexpr bool kHoldQueries = kHeadDim <= 128;  ///< else they are read from shared memory each time
   static constexpr int kStages = kHoldQueries ? 3 : 2;
@@ -30,8 +30,8 @@ struct WindowTraits {
   static constexpr int kDiagonals = kWarpRows + kWindowSpan;
 
   struct Shared {
-    alignas(16) __nv_bfloat16 k[kStages][kTileKeys * kPitch];
-    alignas(16) __nv_bfloat16 q[kHoldQueries ? 8 : kRows * kPitch];
+    alignas(16) __nv_bfloat16 k[kStages][kTileKeys * kHeadDim];
+    alignas(16) __nv_bfloat16 q[kHoldQueries ? 8 : kRows * kHeadDim];
     alignas(16) float strip[kWindowWarps][8 * kStripPitch];
     float column_sum[2][kWindowWarps][kTileKeys];
     float column_max[2][kWindowWarps][kTileKeys];
@@ -74,10 +74,10 @@ __device__ void window_load_keys(const WindowArgs& args, const __nv_bfloat16* k,
                                  __nv_bfloat16* to) {
   constexpr int kPieces = T::kHeadDim / 8;
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kPieces; i += T::kThreads) {
-    const int row = i / kPieces, channel = i % kPieces * 8;
+    const int row = i / kPieces, piece = i % kPieces;
     const bool valid = first_key + row < args.tokens;
-    copy_async_16(to + row * T::kPitch + channel,
-                  k + (valid ? first_key + row : 0) * args.k_token_stride + channel, valid);
+    copy_async_16(to + swizzled<T::kHeadDim>(row, piece),
+                  k + (valid ? first_key + row : 0) * args.k_token_stride + piece * 8, valid);
   }
 }
 
@@ -87,10 +87,10 @@ __device__ void window_load_queries(const WindowArgs& args, const WindowPlace& a
   constexpr int kPieces = T::kHeadDim / 8;
   const __nv_bfloat16* q = args.q + max(at.head, 0) * args.q_head_stride;
   for (int i = at.lane; i < kWarpRows * kPieces; i += 32) {
-    const int row = i / kPieces, channel = i % kPieces * 8;
+    const int row = i / kPieces, piece = i % kPieces;
     const bool valid = at.works && at.warp_row + row < args.tokens;
-    copy_async_16(to + row * T::kPitch + channel,
-                  q + (valid ? at.warp_row + row : 0) * args.q_token_stride + channel, valid);
+    copy_async_16(to + swizzled<T::kHeadDim>(row, piece),
+                  q + (valid ? at.warp_row + row : 0) * args.q_token_stride + piece * 8, valid);
   }
 }
 
@@ -100,20 +100,21 @@ __device__ void window_query_operands(const __nv_bfloat16* q, int step, std::uin
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
   for (int pair = 0; pair < 2; ++pair)
-    load_matrix(b[pair], q + (pair * 16 + (lane >> 4) * 8 + (lane & 7)) * T::kPitch + step * 16 +
-                             ((lane >> 3) & 1) * 8);
+    load_matrix(b[pair], q + swizzled<T::kHeadDim>(pair * 16 + (lane >> 4) * 8 + (lane & 7),
+                                                   step * 2 + ((lane >> 3) & 1)));
 }
 
 /// s[m][n][e]: key m * 16 + e / 2 * 8 + lane / 4, query n * 8 + lane % 4 * 2 + e % 2.
 using WindowTile = float[4][4][4];
 
-__device__ inline void window_products(WindowTile& s, const __nv_bfloat16* k, int pitch,
-                                       const std::uint32_t (&b)[2][4]) {
+template <class T>
+__device__ void window_products(WindowTile& s, const __nv_bfloat16* k, int step,
+                                const std::uint32_t (&b)[2][4]) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
     std::uint32_t a[4];
-    load_matrix(a, k + (m * 16 + (lane & 15)) * pitch + (lane >> 4) * 8);
+    load_matrix(a, k + swizzled<T::kHeadDim>(m * 16 + (lane & 15), step * 2 + (lane >> 4)));
 #pragma unroll
     for (int n = 0; n < 4; ++n) mma(s[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
   }
@@ -326,7 +327,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
   const int tiles = end_key > at.first_key ? (end_key - at.first_key + kTileKeys - 1) / kTileKeys : 0;
   const float factor = args.softcap > 0.0f ? kLog2e : args.scale * kLog2e;
 
-  __nv_bfloat16* q = (T::kHoldQueries ? shared.k[0] : shared.q) + at.warp * kWarpRows * T::kPitch;
+  __nv_bfloat16* q = (T::kHoldQueries ? shared.k[0] : shared.q) + at.warp * kWarpRows * T::kHeadDim;
   std::uint32_t held[T::kHoldQueries ? T::kSteps : 1][2][4];
   if (tiles > 0) {
     window_load_queries<T>(args, at, q);
@@ -379,10 +380,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
 #pragma unroll
     for (int step = 0; step < T::kSteps; ++step) {
       if constexpr (T::kHoldQueries) {
-        window_products(s, keys + step * 16, T::kPitch, held[step]);
+        window_products<T>(s, keys, step, held[step]);
       } else {
         window_query_operands<T>(q, step, held[0]);
-        window_products(s, keys + step * 16, T::kPitch, held[0]);
+        window_products<T>(s, keys, step, held[0]);
       }
     }
     window_mask(args, at, key, s);
