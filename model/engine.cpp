@@ -140,6 +140,7 @@ class EngineImpl final : public Engine {
   void check_request(const JobRequest& request) const;
   void reserve(const JobRequest& request);
   MemoryPlan memory_peak() const;
+  std::string first_error(const std::string& error) const;
   void agree(const std::string& error) const;
   void alike(const std::function<void()>& body) const;
   void poll_cancelled(const JobRequest& request) const;
@@ -181,19 +182,22 @@ void EngineImpl::check_request(const JobRequest& request) const {
   for (const Variant& variant : request.variants) check_sampling(variant.sampling, "variant");
 }
 
-/// Collective: when any rank has an error, every rank throws one.
-void EngineImpl::agree(const std::string& error) const {
-  if (shard_.tp == 1) {
-    if (!error.empty()) throw Error(ErrorKind::kResource, error);
-    return;
-  }
+/// Collective: the error of the first rank that has one; empty when none has.
+std::string EngineImpl::first_error(const std::string& error) const {
+  if (shard_.tp == 1) return error;
   std::vector<std::int32_t> failed(static_cast<std::size_t>(shard_.tp));
   const std::int32_t mine = error.empty() ? 0 : 1;
   ops_->all_gather_host(&mine, failed.data(), sizeof(mine), communicator_);
-  if (std::find(failed.begin(), failed.end(), 1) == failed.end()) return;
+  if (std::find(failed.begin(), failed.end(), 1) == failed.end()) return {};
   std::vector<std::string> errors = {error};
   share_errors(errors);
-  throw Error(ErrorKind::kResource, errors[0]);
+  return errors[0];
+}
+
+/// Collective: when any rank has an error, every rank throws one.
+void EngineImpl::agree(const std::string& error) const {
+  const std::string any = first_error(error);
+  if (!any.empty()) throw Error(ErrorKind::kResource, any);
 }
 
 /// Collective: runs `body`, in which ranks do not talk. A rank may run out of memory alone, above all where
@@ -256,8 +260,17 @@ void EngineImpl::store_layer(SequenceCache& cache, int layer, const PrefillInput
 void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache& shared,
                              std::vector<Eviction>& evictions) {
   bool stored = false;
+  // A rank whose cache is full goes on choosing, because evictors and what follows them talk with the others.
+  std::optional<Error> full;
+  const auto store = [&](SequenceCache& cache, std::span<const std::vector<std::int32_t>> kept) {
+    try {
+      if (!full) store_layer(cache, layer, input, kept);
+    } catch (const Error& e) {
+      full = e;
+    }
+  };
   const auto share = [&](SequenceCache& cache) {
-    if (!stored) store_layer(shared, layer, input, {});
+    if (!stored) store(shared, {});
     stored = true;
     cache.share_layer(shared, layer);
   };
@@ -284,12 +297,13 @@ void EngineImpl::fill_caches(int layer, const PrefillInput& input, SequenceCache
       LACUNA_CHECK(kept.size() == static_cast<std::size_t>(shard_.kv_heads),
                    "evictor '{}' answered for {} of {} kv heads", eviction.spec.method, kept.size(),
                    shard_.kv_heads);
-      store_layer(eviction.cache, layer, input, kept);
+      store(eviction.cache, kept);
     }
     ops_->synchronize();
     eviction.seconds += seconds_since(begin);
   }
   share_eviction_errors(evictions);
+  if (full) throw Error(*full);
 }
 
 /// An evictor that failed on one rank has failed on all: they must go on alike.
@@ -464,7 +478,7 @@ void EngineImpl::decode_step(const JobRequest& request, std::vector<Running*>& b
                 .error = &errors[i]};
     ++running.fed;
   }
-  transformer_.decode(steps, pool_);
+  transformer_.decode(steps, pool_, [&](const std::string& error) { return first_error(error); });
   take_tokens(request, batch, errors);
 }
 

@@ -210,6 +210,8 @@ void CudaOps::fit_workspaces(std::int64_t scratch_bytes, std::int64_t decode_byt
   const auto scratch = static_cast<std::size_t>(scratch_bytes);
   if (scratch_.capacity() > scratch + kKeepWorkspaceBytes) scratch_ = DeviceScratch(stream_);
   scratch_.reserve(scratch);
+  // Pinned memory through which ranks sum and choices return: never asked for in the middle of an exchange.
+  results(kHostSumElements * sizeof(float));
   // No sequence is alive between jobs.
   if (decode_->bytes() > static_cast<std::size_t>(decode_bytes) + kKeepWorkspaceBytes)
     decode_.emplace(stream_);

@@ -151,6 +151,16 @@ QkvProjection Transformer::qkv_projection(int layer, const TensorView& positions
           .positions = positions};
 }
 
+template <class Work>
+void Transformer::always_locally(const Work& work) {
+  try {
+    work();
+  } catch (const Error& e) {
+    if (shard_.tp == 1) throw;
+    if (failure_.empty()) failure_ = e.what();
+  }
+}
+
 void Transformer::add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
                                   const TensorView& x) {
   const bool normed = post_norm.data() != nullptr;
@@ -159,10 +169,12 @@ void Transformer::add_to_residual(const TensorView& in, const LinearWeight& w, c
     return;
   }
   const TensorView partial = take(partial_, x.shape[0], config_.hidden);
-  ops_.linear(in, w, false, partial);
+  locally([&] { ops_.linear(in, w, false, partial); });
   ops_.all_reduce(partial, communicator_);
-  if (normed) return ops_.norm_and_add(partial, post_norm.view(), config_.rms_eps, x);
-  ops_.add(partial, x);
+  locally([&] {
+    if (normed) return ops_.norm_and_add(partial, post_norm.view(), config_.rms_eps, x);
+    ops_.add(partial, x);
+  });
 }
 
 void Transformer::finish_attention(const TensorView& attention, int layer, const TensorView& x) {
@@ -173,12 +185,14 @@ void Transformer::finish_attention(const TensorView& attention, int layer, const
 void Transformer::run_mlp(int layer, const TensorView& x) {
   const LayerWeights& w = weights_.layers[static_cast<std::size_t>(layer)];
   const std::int64_t rows = x.shape[0];
-  const NormedLinear by{.norm = w.mlp_norm.view(),
-                        .eps = config_.rms_eps,
-                        .w = w.gate_up,
-                        .normed = take(normed_, rows, config_.hidden)};
   const TensorView activated = take(activated_, rows, shard_.mlp);
-  ops_.norm_and_gated_linear(x, by, config_.activation, take(gate_up_, rows, 2 * shard_.mlp), activated);
+  locally([&] {
+    const NormedLinear by{.norm = w.mlp_norm.view(),
+                          .eps = config_.rms_eps,
+                          .w = w.gate_up,
+                          .normed = take(normed_, rows, config_.hidden)};
+    ops_.norm_and_gated_linear(x, by, config_.activation, take(gate_up_, rows, 2 * shard_.mlp), activated);
+  });
   add_to_residual(activated, w.down, w.post_mlp_norm, x);
 }
 
@@ -195,20 +209,19 @@ void Transformer::compute_logits(const TensorView& x) {
 void Transformer::run_attention(int layer, const PrefillInput& input, const PrefillSelector* selector,
                                 const TensorView& attention, const PrefillCalls& calls,
                                 AttentionCounts& counts_sparse, AttentionCounts& counts_all) {
-  std::string error;
-  try {
+  locally([&] {
     AttentionCounts counts;
     ops_.attention_prefill(input, sliding(layer) ? nullptr : selector, heads_of(attention, 0, shard_.q_heads),
                            counts);
     counts_all += counts;
     if (!sliding(layer)) counts_sparse += counts;
+  });
+  // Evictors talk with the other ranks.
+  if (shard_.tp > 1 && calls.agree) calls.agree(failure_);
+  always_locally([&] {
     if (calls.on_layer) calls.on_layer(layer, input);
-  } catch (const Error& e) {
-    // The other ranks wait in the next sum over the team: they must hear of it.
-    if (shard_.tp == 1) throw;
-    error = e.what();
-  }
-  if (shard_.tp > 1 && calls.agree) calls.agree(error);
+  });
+  if (shard_.tp > 1 && calls.agree) calls.agree(failure_);
 }
 
 void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector* selector,
@@ -216,15 +229,19 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
                           AttentionCounts& counts_all) {
   const auto tokens = static_cast<std::int64_t>(prompt.size());
   const std::int64_t d = config_.head_dim;
-  ensure_rope(tokens);
+  failure_.clear();
   positions_.resize(prompt.size());
   std::iota(positions_.begin(), positions_.end(), 0);
-  const TensorView ids = upload_indices(id_buffer_, prompt);
-  const TensorView positions = upload_indices(position_buffer_, positions_);
+  TensorView ids, positions;
+  locally([&] {
+    ensure_rope(tokens);
+    ids = upload_indices(id_buffer_, prompt);
+    positions = upload_indices(position_buffer_, positions_);
+  });
   const TensorView x = take(x_, tokens, config_.hidden);
   const TensorView qkv = take(qkv_, tokens, (shard_.q_heads + 2 * shard_.kv_heads) * d);
   const TensorView attention = take(attention_, tokens, shard_.q_heads * d);
-  ops_.embed(weights_.embedding, ids, config_.embedding_scale, x);
+  locally([&] { ops_.embed(weights_.embedding, ids, config_.embedding_scale, x); });
   if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
 
   const auto for_chunks = [&](const auto& body) {
@@ -234,10 +251,12 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
   for (int layer = 0; layer < config_.layers; ++layer) {
     if (calls.between_layers) calls.between_layers();
     for_chunks([&](std::int64_t at, std::int64_t count) {
-      const QkvProjection by =
-          qkv_projection(layer, indices_of(positions, at, count), rows_of(qkv, at, count));
-      ops_.norm_and_linear(rows_of(x, at, count), by.linear, by.qkv);
-      ops_.norm_and_rotate(by.q, by.k, by.norms, by.rope, by.positions);
+      locally([&] {
+        const QkvProjection by =
+            qkv_projection(layer, indices_of(positions, at, count), rows_of(qkv, at, count));
+        ops_.norm_and_linear(rows_of(x, at, count), by.linear, by.qkv);
+        ops_.norm_and_rotate(by.q, by.k, by.norms, by.rope, by.positions);
+      });
     });
     const PrefillInput input{.q = heads_of(qkv, 0, shard_.q_heads),
                              .k = heads_of(qkv, shard_.q_heads, shard_.kv_heads),
@@ -258,7 +277,8 @@ void Transformer::prefill(std::span<const TokenId> prompt, const PrefillSelector
       run_mlp(layer, rows_of(x, at, count));
     });
   }
-  compute_logits(rows_of(x, tokens - 1, 1));
+  locally([&] { compute_logits(rows_of(x, tokens - 1, 1)); });
+  if (shard_.tp > 1 && calls.agree) calls.agree(failure_);
 }
 
 /// A slot for the step's token in every layer and head of every sequence, and the rows that describe them.
@@ -305,18 +325,21 @@ void Transformer::decode_layers(const TensorView& ids, const TensorView& positio
   const TensorView x = take(x_, rows, config_.hidden);
   const TensorView qkv = take(qkv_, rows, (shard_.q_heads + 2 * shard_.kv_heads) * d);
   const TensorView attention = take(attention_, rows, shard_.q_heads * d);
-  ops_.embed(weights_.embedding, ids, config_.embedding_scale, x);
+  locally([&] { ops_.embed(weights_.embedding, ids, config_.embedding_scale, x); });
   if (shard_.tp > 1) ops_.all_reduce(x, communicator_);
   for (int layer = 0; layer < config_.layers; ++layer) {
-    ops_.project_and_decode_layer(x, qkv_projection(layer, positions, qkv), layer_info(layer), communicator_,
-                                  heads_of(attention, 0, shard_.q_heads));
+    always_locally([&] {
+      ops_.project_and_decode_layer(x, qkv_projection(layer, positions, qkv), layer_info(layer),
+                                    communicator_, heads_of(attention, 0, shard_.q_heads));
+    });
     finish_attention(attention, layer, x);
     run_mlp(layer, x);
   }
-  compute_logits(x);
+  locally([&] { compute_logits(x); });
 }
 
-void Transformer::decode(std::span<StepSequence> batch, PagePool& pool) {
+void Transformer::decode(std::span<StepSequence> batch, PagePool& pool,
+                         const std::function<std::string(const std::string& error)>& agree) {
   ids_.resize(batch.size());
   positions_.resize(batch.size());
   std::int64_t furthest = 0;
@@ -325,12 +348,24 @@ void Transformer::decode(std::span<StepSequence> batch, PagePool& pool) {
     positions_[i] = static_cast<std::int32_t>(batch[i].position);
     furthest = std::max(furthest, batch[i].position);
   }
-  ensure_rope(furthest + 1);
-  extend_caches(batch, pool);
-  const TensorView ids = upload_indices(id_buffer_, ids_),
-                   positions = upload_indices(position_buffer_, positions_);
-  ops_.run_step(communicator_, [&] { decode_layers(ids, positions); });
-  logits_view_ = take(logits_, ids.shape[0], shard_.vocab, DType::kF32);
+  TensorView ids, positions;
+  failure_.clear();
+  try {
+    ensure_rope(furthest + 1);
+    extend_caches(batch, pool);
+    ids = upload_indices(id_buffer_, ids_);
+    positions = upload_indices(position_buffer_, positions_);
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kResource) throw;
+    failure_ = e.what();
+  }
+  failure_ = agree(failure_);
+  logits_view_ = take(logits_, std::ssize(batch), shard_.vocab, DType::kF32);
+  if (failure_.empty()) ops_.run_step(communicator_, [&] { decode_layers(ids, positions); });
+  if (failure_.empty()) return;
+  for (StepSequence& step : batch) {
+    if (step.error->empty()) *step.error = failure_;
+  }
 }
 
 std::int64_t Transformer::workspace_bytes() const {

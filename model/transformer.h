@@ -50,8 +50,11 @@ class Transformer {
   void prefill(std::span<const TokenId> prompt, const PrefillSelector* selector, std::uint64_t seed,
                const PrefillCalls& calls, AttentionCounts& counts_sparse, AttentionCounts& counts_all);
   /// One token for each sequence; appends to their caches. logits() then has a row per sequence. What was
-  /// executed is counted in each DecodeSequence.
-  void decode(std::span<StepSequence> batch, PagePool& pool);
+  /// executed is counted in each DecodeSequence. `agree` is collective: it takes what failed on this rank
+  /// while it got ready and gives what failed on any; when something did, no rank computes, and every
+  /// sequence has that error.
+  void decode(std::span<StepSequence> batch, PagePool& pool,
+              const std::function<std::string(const std::string& error)>& agree);
 
   /// float32 [rows, vocab share] on the device, of the last prefill or decode.
   TensorView logits() const { return logits_view_; }
@@ -90,6 +93,16 @@ class Transformer {
                      AttentionCounts& counts_all);
   void finish_attention(const TensorView& attention, int layer, const TensorView& x);
   void run_mlp(int layer, const TensorView& x);
+  /// Work between two exchanges with the other ranks. What fails on one rank of a team must not keep it from
+  /// the exchanges that the others wait in: it is remembered until they hear of it, and what this rank would
+  /// compute until then is left out. A rank alone throws.
+  template <class Work>
+  void locally(const Work& work) {
+    if (failure_.empty()) always_locally(work);
+  }
+  /// The same for work that may talk with other ranks itself: never left out.
+  template <class Work>
+  void always_locally(const Work& work);
   void add_to_residual(const TensorView& in, const LinearWeight& w, const Tensor& post_norm,
                        const TensorView& x);
   void compute_logits(const TensorView& x);
@@ -110,6 +123,7 @@ class Transformer {
       position_buffer_;
   TensorView logits_view_;
   std::vector<std::int32_t> ids_, positions_;
+  std::string failure_;  // of this rank, not yet known to the others
   // Per decode step, kept to avoid allocations.
   std::vector<PagedHead> paged_;  // [batch, layers, kv_heads]
   std::vector<DecodeRow> rows_;

@@ -49,6 +49,13 @@ bool CudaDecodeStep::Impl::same_on_all_ranks(std::int64_t value, Communicator& t
   return std::all_of(all.begin(), all.end(), [&](std::int64_t other) { return other == value; });
 }
 
+bool CudaDecodeStep::Impl::all_ranks(bool mine, Communicator& team) const {
+  std::vector<std::uint8_t> all(static_cast<std::size_t>(team.size()));
+  const std::uint8_t value = mine ? 1 : 0;
+  team.all_gather(&value, all.data(), sizeof(value));
+  return std::find(all.begin(), all.end(), 0) == all.end();
+}
+
 void CudaDecodeStep::Impl::run_step(bool capturable, Communicator& team, const std::function<void()>& body) {
   clean_counters_ = 0;
   if (!capturable || split_) return body();
@@ -62,7 +69,7 @@ void CudaDecodeStep::Impl::run_step(bool capturable, Communicator& team, const s
     graph = {.seen = true};
     return body();
   }
-  if (!graph.seen) {
+  if (!graph.seen || graph.refused) {
     graph.seen = true;
     return body();
   }
@@ -80,7 +87,14 @@ void CudaDecodeStep::Impl::run_step(bool capturable, Communicator& team, const s
     LACUNA_CUDA(cudaStreamEndCapture(stream_, &captured));
     const cudaError_t status = cudaGraphInstantiate(&graph.exec, captured, 0);
     (void)cudaGraphDestroy(captured);
-    LACUNA_CUDA(status);
+    if (status != cudaErrorMemoryAllocation) LACUNA_CUDA(status);
+    // Where one rank has no memory for its graph, all do without.
+    if (!all_ranks(status == cudaSuccess, team)) {
+      (void)cudaGetLastError();
+      if (graph.exec != nullptr) (void)cudaGraphExecDestroy(graph.exec);
+      graph = {.seen = true, .refused = true};
+      return body();
+    }
   }
   LACUNA_CUDA(cudaGraphLaunch(graph.exec, stream_));
 }

@@ -113,10 +113,12 @@ class CudaDecodeStep::Impl {
 
   struct Graph {
     bool seen = false;
+    bool refused = false;     // a device is too full for it
     std::int64_t number = 0;  // of the capture it comes from
     cudaGraphExec_t exec = nullptr;
   };
   bool same_on_all_ranks(std::int64_t value, Communicator& team) const;
+  bool all_ranks(bool mine, Communicator& team) const;
   std::map<std::string, Graph> graphs_;
   std::int64_t captures_ = 0;
   std::string structure_;  // of the groups
