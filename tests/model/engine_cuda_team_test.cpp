@@ -10,6 +10,7 @@
 #include "core/npy.h"
 #include "model/config.h"
 #include "model/cuda/device_communicator.h"
+#include "model/mpi.h"
 #include "model/ops.h"
 #include "model/team_communicator.h"
 #include "model/tensor_parallel.h"
@@ -41,11 +42,6 @@ std::unique_ptr<Communicator> make_team() {
   return team;
 }
 
-/// Ranks on one GPU take turns there, so that a sum over NCCL takes milliseconds.
-bool takes_turns(const Communicator& team) {
-  return team.kind().starts_with("nccl ") && cuda_device_count() < team.size();
-}
-
 class CudaTeam : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(CudaTeam, GivesOneRanksTokens) {
@@ -58,6 +54,11 @@ TEST_P(CudaTeam, GivesOneRanksTokens) {
       .folder = folder, .device = Device::kCuda, .rope_override = {}, .kv_bytes = kCache};
   const auto one = Engine::load(options, self, threads);
   const auto many = Engine::load(options, *team, threads);
+  // Two ranks over NCCL round as the sums in host memory do, and then captured steps give the bits of steps
+  // that are not captured.
+  const bool same_bits = team->size() == 2 && team->kind().starts_with("nccl ");
+  MpiCommunicator host(MPI_COMM_WORLD);
+  const auto over_host = same_bits ? Engine::load(options, host, threads) : nullptr;
 
   std::vector<Variant> variants;
   for (const char* json :
@@ -66,7 +67,7 @@ TEST_P(CudaTeam, GivesOneRanksTokens) {
     variants.push_back(variant(json, 12));
   int compared = 0, parted = 0;
   for (const char* task : {"ruler_niah", "story_retrieval"}) {
-    for (std::uint64_t index = 0; index < (takes_turns(*team) ? 1u : 3u); ++index) {
+    for (std::uint64_t index = 0; index < 3; ++index) {
       const auto prompt = task_prompt(folder, task, 1000, index);
       const JobResult expected = run_job(*one, prompt, variants), actual = run_job(*many, prompt, variants);
       for (std::size_t v = 0; v < variants.size(); ++v) {
@@ -83,6 +84,14 @@ TEST_P(CudaTeam, GivesOneRanksTokens) {
         EXPECT_LT(parting.noise, v == 0 ? 0.1 : 0.4) << task << ' ' << index << ", variant " << v;
         if (v == 0) {
           EXPECT_FALSE(parting.parts) << task << ' ' << index << ": " << parting.to_string();
+        }
+      }
+      if (same_bits) {
+        const JobResult staged = run_job(*over_host, prompt, variants);
+        EXPECT_EQ(actual.prompt_logits, staged.prompt_logits);
+        for (std::size_t v = 0; v < variants.size(); ++v) {
+          EXPECT_EQ(actual.variants[v].ids, staged.variants[v].ids) << "variant " << v;
+          EXPECT_TRUE(actual.variants[v].logits == staged.variants[v].logits) << "variant " << v;
         }
       }
       // The same bits on every rank.

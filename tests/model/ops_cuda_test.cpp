@@ -551,7 +551,7 @@ TEST_F(CudaOpsTest, AStepIsCapturedOnAllRanksOrOnNone) {
   int bodies = 0;
   const auto body = [&] {
     ++bodies;
-    cuda_->add(x.view(), one.view());
+    cuda_->add(one.view(), x.view());
   };
   DeviceMirror team;
   // The first step runs, the second is captured, the third is a replay. Where ranks differ all run it, and
