@@ -77,6 +77,7 @@ void add_vertical_slash(Sum& sum, const Params& params, const LayerInfo& info, s
   sum.of<int>(info.q_heads).of<int>(info.q_heads);
   sum.of<std::int32_t>(info.q_heads * columns).of<std::int32_t>(info.q_heads * offsets);
   sum.bytes(top_k_workspace_bytes(2 * info.q_heads, tokens, false));
+  sum.bytes(slash_lists_workspace_bytes(info.q_heads, tokens, offsets));
   const ListsPlan plan{.tokens = tokens,
                        .row_block = kSlashRowBlock,
                        .max_ranges = info.q_heads * most_slash_ranges(tokens, offsets),
@@ -127,6 +128,7 @@ void add_flexprefill(Sum& sum, const Params& params, const LayerInfo& info, std:
   }
   sum.of<std::int32_t>(info.q_heads * tokens).of<std::int32_t>(info.q_heads * tokens);
   sum.bytes(top_k_workspace_bytes(2 * info.q_heads, tokens, true));
+  if (!original) sum.bytes(slash_lists_workspace_bytes(info.q_heads, tokens, tokens));
   const std::int64_t kept = std::min(tokens, std::max(params.get_int("min_budget"), tokens / 4));
   const ListsPlan plan{.tokens = tokens,
                        .row_block = block,

@@ -1,0 +1,179 @@
+// What the two passes over the last queries' scores add up: rows, then columns and diagonals. See
+// window_scores.cuh.
+#pragma once
+
+#include "attention/cuda/window_tile.cuh"
+
+namespace lacuna {
+
+/// Pass 1: maximum (of raw scores) and sum of this thread's 8 queries over its keys so far.
+struct WindowRows {
+  float top[8], sum[8];
+
+  __device__ WindowRows() {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) top[i] = -INFINITY, sum[i] = 0.0f;
+  }
+  __device__ void add(const WindowTile& s, float factor) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int i = n * 2 + e;
+        float high = top[i];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) high = fmaxf(high, fmaxf(s[m][n][e], s[m][n][e + 2]));
+        const float shift = high == -INFINITY ? 0.0f : high * factor;
+        // sum is 0, or NaN from a NaN score, while nothing has been seen
+        float total = top[i] == -INFINITY ? sum[i] : sum[i] * exp2_fast(fmaf(top[i], factor, -shift));
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+          total +=
+              exp2_fast(fmaf(s[m][n][e], factor, -shift)) + exp2_fast(fmaf(s[m][n][e + 2], factor, -shift));
+        top[i] = high;
+        sum[i] = total;
+      }
+  }
+  /// Joins the lanes that have the same queries and writes the span's part.
+  __device__ void write(const WindowArgs& args, const WindowPlace& at, float factor) {
+    if (!at.works) return;
+    const int rows_padded = args.shape.row_blocks * kWarpRows * args.shape.warps_per_head;
+    float2* to =
+        args.row_part +
+        (static_cast<std::int64_t>(at.head) * args.spans + at.first_key / kWindowSpan) * rows_padded +
+        at.warp_row - args.first_row;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float own = top[i];
+      float high = own;
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2)
+        high = fmaxf(high, __shfl_xor_sync(~0u, high, distance));
+      // A NaN score lives on in the sum though the maximum drops it.
+      float total = own == -INFINITY ? sum[i] : sum[i] * exp2_fast((own - high) * factor);
+#pragma unroll
+      for (int distance = 4; distance < 32; distance *= 2) total += __shfl_xor_sync(~0u, total, distance);
+      if (at.lane < 4) to[i / 2 * 8 + at.lane * 2 + i % 2] = make_float2(high * factor, total);
+    }
+  }
+};
+
+/// Sum or maximum over the four lanes that have the same 8 keys; each keeps two of them, index first + j.
+template <class Join>
+__device__ void window_join_quad(const float (&value)[8], float (&kept)[2], const Join& join) {
+  const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
+  float half[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    half[j] = join(odd ? value[j + 4] : value[j], __shfl_xor_sync(~0u, odd ? value[j] : value[j + 4], 1));
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+    kept[j] = join(high ? half[j + 2] : half[j], __shfl_xor_sync(~0u, high ? half[j] : half[j + 2], 2));
+}
+
+/// Pass 2: sums (and maxima) of the tile's weights over this warp's queries, by key.
+template <class T>
+__device__ void window_columns(const WindowArgs& args, const WindowPlace& at, const WindowTile& s, int slot,
+                               typename T::Shared& shared) {
+  float value[8], kept[2];
+  const int first = (at.lane & 1) * 4 + (at.lane & 2);
+  const auto store = [&](float* to) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) to[(first + j) * 8 + at.lane / 4] = kept[j];
+  };
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const auto at_key = [&](int n) { return s[i / 2][n][i % 2 * 2] + s[i / 2][n][i % 2 * 2 + 1]; };
+    value[i] = (at_key(0) + at_key(1)) + (at_key(2) + at_key(3));
+  }
+  window_join_quad(value, kept, [](float a, float b) { return a + b; });
+  store(shared.column_sum[slot][at.warp]);
+  if (args.column_max == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const auto at_key = [&](int n) { return fmaxf(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1]); };
+    value[i] = fmaxf(fmaxf(at_key(0), at_key(1)), fmaxf(at_key(2), at_key(3)));
+  }
+  window_join_quad(value, kept, [](float a, float b) { return fmaxf(a, b); });
+  store(shared.column_max[slot][at.warp]);
+}
+
+/// Pass 2: adds the tile's weights to this warp's diagonals. Blocks of 8 x 8 on one diagonal of blocks meet
+/// in registers; what is left are 8 rows of keys, read along their diagonals.
+template <class T>
+__device__ void window_diagonals(const WindowPlace& at, const WindowTile& s, int tile,
+                                 typename T::Shared& shared) {
+  float* strip = shared.strip[at.warp];
+  float* row = strip + at.lane / 4 * T::kStripPitch + T::kStripZeros + (at.lane & 3) * 2;
+  __syncwarp();
+#pragma unroll
+  for (int c = 0; c < 11; ++c) {  // query block - key block = c - 7
+    float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int key = n - (c - 7);
+      if (key < 0 || key > 7) continue;
+      sum.x += s[key / 2][n][key % 2 * 2];
+      sum.y += s[key / 2][n][key % 2 * 2 + 1];
+    }
+    *reinterpret_cast<float2*>(row + c * 8) = sum;
+  }
+  __syncwarp();
+  // Entry d: query - key = d - 63 within the tile.
+#pragma unroll
+  for (int part = 0; part < 3; ++part) {
+    const int d = part * 32 + at.lane;
+    float total = 0.0f;
+#pragma unroll
+    for (int r = 0; r < 8; ++r) total += strip[r * T::kStripPitch + T::kStripZeros + d - 7 + r];
+    shared.diagonal[at.warp][d + kWindowSpan - kTileKeys - tile * kTileKeys] += total;
+  }
+}
+
+/// Writes the columns of a tile: the sums over the warps of each head.
+template <class T>
+__device__ void window_write_columns(const WindowArgs& args, const WindowPlace& at, int tile, bool empty,
+                                     const typename T::Shared& shared) {
+  const int per_head = args.shape.warps_per_head;
+  for (int i = static_cast<int>(threadIdx.x); i < kWindowWarps / per_head * kTileKeys; i += T::kThreads) {
+    const int part = i / kTileKeys, column = i % kTileKeys;
+    const int key = at.first_key + tile * kTileKeys + column, head = at.head_of(args, part);
+    if (head < 0 || key >= args.tokens) continue;
+    float total = 0.0f, high = 0.0f;
+    for (int w = part * per_head; w < (part + 1) * per_head && !empty; ++w) {
+      total += shared.column_sum[tile & 1][w][column];
+      if (args.column_max != nullptr) high = fmaxf(high, shared.column_max[tile & 1][w][column]);
+    }
+    const std::int64_t to =
+        (static_cast<std::int64_t>(at.row_block) * args.q_heads + head) * args.tokens + key;
+    if (args.column_sum != nullptr) args.column_sum[to] = total;
+    if (args.column_max != nullptr) args.column_max[to] = high;
+  }
+}
+
+/// Writes the diagonals of the block: the sums over the warps of each head.
+template <class T>
+__device__ void window_write_diagonals(const WindowArgs& args, const WindowPlace& at,
+                                       const typename T::Shared& shared) {
+  const int per_head = args.shape.warps_per_head;
+  // Entry e: row - key = e - (kWindowSpan - 1) relative to the block's first row and key.
+  const int entries = per_head * kWarpRows + kWindowSpan - 1;
+  for (int part = 0; part < kWindowWarps / per_head; ++part) {
+    const int head = at.head_of(args, part);
+    if (head < 0) continue;
+    float* to =
+        args.diagonal_part + ((static_cast<std::int64_t>(at.row_block) * args.q_heads + head) * args.spans +
+                              at.first_key / kWindowSpan) *
+                                 entries;
+    for (int e = static_cast<int>(threadIdx.x); e < entries; e += T::kThreads) {
+      float total = 0.0f;
+      for (int w = 0; w < per_head; ++w) {
+        const int d = e - w * kWarpRows;
+        if (d >= 0 && d < T::kDiagonals) total += shared.diagonal[part * per_head + w][d];
+      }
+      to[e] = total;
+    }
+  }
+}
+
+}  // namespace lacuna
