@@ -92,6 +92,9 @@ TEST(WindowScoresCuda, MatchPlainLoops) {
     for (const int window : {1, 64, 300})
       check_window({.q_heads = 2, .kv_heads = 1, .tokens = tokens, .window = window});
   check_window({.tokens = 500, .window = 200, .layer_window = 90, .softcap = 20.0f});
+  // Few rows: the warps of a block work for several heads, not all of which there are.
+  check_window({.head_dim = 64, .q_heads = 7, .kv_heads = 1, .tokens = 1100, .window = 20});
+  check_window({.head_dim = 64, .q_heads = 10, .kv_heads = 2, .tokens = 513, .window = 33});
 }
 
 TEST(WindowScoresCuda, ReportsNotFinite) {
@@ -142,7 +145,8 @@ TEST(SlashListsCuda, ReleasedAndExact) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     return static_cast<std::int64_t>((state >> 33) % static_cast<std::uint64_t>(n));
   };
-  for (const std::int64_t tokens : {1, 64, 65, 1000, 5003})
+  // The longest has more offsets than fit into shared memory.
+  for (const std::int64_t tokens : {1, 64, 65, 1000, 5003, 20011})
     for (const bool exact : {false, true}) {
       constexpr int kHeads = 3;
       const auto stride = static_cast<std::size_t>(tokens);
@@ -151,7 +155,7 @@ TEST(SlashListsCuda, ReleasedAndExact) {
       std::vector<std::vector<std::int32_t>> kept(kHeads);
       for (std::size_t h = 0; h < kHeads; ++h) {
         for (std::int64_t o = 0; o < tokens; ++o)
-          if ((o < 64 && h < 2) || random(h == 0 ? 90 : 8) == 0)
+          if ((o < 64 && h < 2) || random(h == 0 ? 90 : tokens > 20000 ? 2 : 8) == 0)
             kept[h].push_back(static_cast<std::int32_t>(o));
         if (h == 2 && tokens > 64) kept[h].clear();
         std::copy(kept[h].begin(), kept[h].end(), offsets.begin() + static_cast<std::ptrdiff_t>(h * stride));
