@@ -37,7 +37,7 @@ def run(out, ranks, nccl, samples=4):
     done = subprocess.run(command(out, ranks, samples), capture_output=True, text=True, timeout=100, env=env)
     expect(done.returncode == 0, f"{ranks} ranks over {'NCCL' if nccl else 'MPI'}: exit code {done.returncode} "
            f"{done.stderr[-800:] * (done.returncode != 0)}")
-    if failures:
+    if done.returncode != 0:
         sys.exit(1)
     with h5py.File(out + "/results.h5") as f:
         text, offset = f["text/bytes"][:].tobytes(), f["text/offset"][:]
