@@ -58,6 +58,9 @@ std::vector<Fiber> fibers;
 std::vector<char> stacks;
 void* scheduler_stack;
 int running;
+unsigned first_block;
+int block_threads;               ///< of one block; the fibers are those of all blocks of a cluster
+std::size_t block_shared_bytes;  ///< from one block's shared memory to the next one's
 const std::function<void()>* kernel_;
 alignas(64) unsigned char slots[kMaxWarps][2][32][64];
 unsigned present[kMaxWarps];  ///< lanes that took part in a warp's last barrier
@@ -116,7 +119,8 @@ bool run_warp(int warp, int threads) {
         fiber.state = State::kReady;
       if (fiber.state != State::kReady) continue;
       running = i;
-      place.thread = {static_cast<unsigned>(i), 0, 0};
+      place.thread = {static_cast<unsigned>(i % block_threads), 0, 0};
+      place.block.x = first_block + static_cast<unsigned>(i / block_threads);
       lacuna_switch_fiber(&scheduler_stack, fiber.stack);
       ran = ever = true;
     }
@@ -192,15 +196,24 @@ void signal_wait(std::uint64_t* at, int parity) {
 }
 unsigned char* shared() {
   const auto address = reinterpret_cast<std::uintptr_t>(shared_memory.data());
-  return shared_memory.data() + (1024 - address % 1024) % 1024;
+  return shared_memory.data() + (1024 - address % 1024) % 1024 +
+         static_cast<std::size_t>(running / block_threads) * block_shared_bytes;
+}
+void* in_block(void* at, int rank) {
+  return static_cast<unsigned char*>(at) +
+         (rank - running / block_threads) * static_cast<std::ptrdiff_t>(block_shared_bytes);
 }
 
-void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel) {
+void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel, int cluster) {
   if (capture != nullptr) {
-    kept_for_graph([=] { launch(blocks, threads, shared_bytes, kernel); });
+    kept_for_graph([=] { launch(blocks, threads, shared_bytes, kernel, cluster); });
     return;
   }
-  const auto count = static_cast<std::size_t>(threads.x);
+  const auto count = static_cast<std::size_t>(threads.x) * static_cast<std::size_t>(cluster);
+  block_threads = static_cast<int>(threads.x);
+  block_shared_bytes = (shared_bytes + 1023) / 1024 * 1024;
+  if (cluster > 1 && (threads.x % 32 != 0 || blocks.x % static_cast<unsigned>(cluster) != 0))
+    fail("clusters of this shape are not emulated", 0);
   if (threads.y != 1 || threads.z != 1 || count > kMaxWarps * 32)
     fail("blocks of this shape are not emulated", 0);
   fibers.assign(count, Fiber{});
@@ -210,8 +223,8 @@ void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<v
   place.blocks = blocks;
   for (place.block.z = 0; place.block.z < blocks.z; ++place.block.z)
     for (place.block.y = 0; place.block.y < blocks.y; ++place.block.y)
-      for (place.block.x = 0; place.block.x < blocks.x; ++place.block.x) {
-        shared_memory.assign(shared_bytes + 2048, 0xFF);
+      for (first_block = 0; first_block < blocks.x; first_block += static_cast<unsigned>(cluster)) {
+        shared_memory.assign(block_shared_bytes * static_cast<std::size_t>(cluster) + 2048, 0xFF);
         run_block(static_cast<int>(count));
       }
 }

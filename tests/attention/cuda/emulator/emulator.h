@@ -53,7 +53,11 @@ unsigned char* shared();  ///< dynamic shared memory of the block
 void signal_init(std::uint64_t* signal, int arrivals);
 void signal_arrive(std::uint64_t* signal);
 void signal_wait(std::uint64_t* signal, int parity);
-void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel);
+void* in_block(void* shared,
+               int rank);  ///< the same place in the shared memory of another block of the cluster
+/// `cluster` blocks side by side in x run at a time; a barrier of the block is then one of the cluster.
+void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel,
+            int cluster = 1);
 
 /// While a graph is captured nothing runs: launches, copies and fills are kept for its replays.
 inline std::vector<std::function<void()>>* capture = nullptr;
