@@ -38,6 +38,11 @@ struct Ring {
   static_assert(kWarps * 8 * kRowTiles * (2 * kOctet * kTiles + 1) * 4 <= kBytes, "the warps' sums go there");
 };
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kBlocksOfMany = 1;  ///< of 64 outputs per multiprocessor: a second one would cost spills
+#else
+constexpr int kBlocksOfMany = 2;
+#endif
 constexpr std::int64_t kManyOutputs = 16384;  ///< Two blocks of 64 outputs for each multiprocessor of Hopper.
 
 /// Weights that nothing but this product reads, of small matrices, come into the second-level cache while the
@@ -146,7 +151,9 @@ __device__ inline float row_factor(const SkinnyProduct& args, float squares) {
 /// kTiles units of 16 outputs, kRowTiles of 8 rows. The order in which an output and a row's squares are
 /// summed depends on the number of inputs alone.
 template <int kTiles, int kRowTiles, bool kNorm, class End>
-__global__ void __launch_bounds__(kThreads, kTiles > 1 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
+                                            : kTiles == 2 ? 2
+                                                          : kBlocksOfMany)
     skinny_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end) {
   using Ring = Ring<kTiles, kRowTiles, kNorm>;
   constexpr int kOutputs = 2 * kOctet * kTiles, kRows = 8 * kRowTiles, kDepth = Ring::kStages;
