@@ -32,7 +32,7 @@ struct Ring {
                        kNormPieces = kNorm ? kWarps * kStep / 4 : 0,
                        kStagePieces = kWeightPieces + kRowPieces + kNormPieces;  ///< of 16 bytes
   /// Three blocks of 8 rows, two of more fit on a multiprocessor of Hopper.
-  static constexpr int kStages = !kRows ? (kTiles > 2 ? 3 : 4) : kNorm ? 5 : 6;
+  static constexpr int kStages = (kRowTiles == 1 ? 72 : 96) * 1024 / (kStagePieces * 16);
   static_assert(kRows || !kNorm);
   static constexpr int kBytes = kStages * kStagePieces * 16;
   static_assert(kWarps * 8 * kRowTiles * (2 * kOctet * kTiles + 1) * 4 <= kBytes, "the warps' sums go there");
@@ -383,9 +383,13 @@ void launch(const SkinnyProduct& given, const End& end, cudaStream_t stream) {
     launch_dependent(scale_rows_kernel, static_cast<unsigned>(product.rows), 32, 0, stream, product);
     product.x = product.normed;
   }
-  if (product.rows <= 16) return launch_tiles<1, 2, false>(product, end, stream);
-  if (product.outputs < kManyOutputs) return launch_tiles<2, 4, false>(product, end, stream);
-  launch_tiles<4, 4, false>(product, end, stream);
+  const bool many = product.outputs >= kManyOutputs;
+  if (product.rows <= 16) {
+    if (many) return launch_tiles<2, 2, false>(product, end, stream);
+    return launch_tiles<1, 2, false>(product, end, stream);
+  }
+  if (many) return launch_tiles<4, 4, false>(product, end, stream);
+  launch_tiles<2, 4, false>(product, end, stream);
 }
 
 }  // namespace

@@ -508,7 +508,7 @@ TEST_F(FewRows, AreNormedOnTheirWay) {
 }
 
 TEST_F(FewRows, OfManyOutputs) {
-  for (const std::int64_t rows : {3, 20}) {
+  for (const std::int64_t rows : {3, 12, 20}) {
     make(rows, 16421, 264, true);
     const DeviceVector<float> y(size(rows * outputs_));
     launch_skinny(product(0, rows), {.y = y.data(), .float_output = true}, nullptr);
