@@ -92,10 +92,8 @@ struct DecodeParams {
 };
 
 /// Grid and memory are chosen from host fields alone. A sequence's bits do not depend on the rest of the
-/// batch. The first counter_bytes of the workspace must be zero before the first call; every call leaves them
-/// zero.
+/// batch.
 void attention_decode_cuda(const DecodeParams& params, CudaWorkspace workspace, cudaStream_t stream);
 std::size_t decode_workspace_bytes(const DecodeParams& params);
-std::size_t decode_counter_bytes(const DecodeParams& params);
 
 }  // namespace lacuna

@@ -44,7 +44,6 @@ struct Plan {
 }  // namespace
 
 std::size_t decode_workspace_bytes(const DecodeParams& params) { return Plan(params).total; }
-std::size_t decode_counter_bytes(const DecodeParams&) { return 0; }
 
 void attention_decode_cuda(const DecodeParams& params, CudaWorkspace workspace, cudaStream_t stream) {
   const LayerInfo& info = params.info;

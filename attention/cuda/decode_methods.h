@@ -19,6 +19,13 @@ struct DecodeBudget {
   double mass = 0;         ///< oracle_top_p, twilight
 };
 
+/// What one sequence executed under page lists.
+struct DecodeCounters {
+  unsigned long long visited_cells;   ///< (query head, key) pairs
+  unsigned long long computed_cells;  ///< the same, whole pages
+  unsigned long long read_tokens;     ///< keys read, once per list
+};
+
 /// `rows` sequences of one group in one layer. All pointers are device memory.
 struct DecodeChoice {
   /// bf16 [rows, q_heads, head_dim]. Lists per kv head need whole groups: q_heads = kv_heads * group.
@@ -35,6 +42,10 @@ struct DecodeChoice {
   std::int32_t* counts = nullptr;  ///< [rows, kv_heads or q_heads]
   std::int64_t list_stride = 0;    ///< at least the pages of max_tokens
   int* not_finite = nullptr;       ///< [rows]: set to 1 where a score is NaN or infinite (never cleared)
+  /// [rows]: what the lists visit is added, for the query heads of this rank, [first_reader, end_reader) of
+  /// all; null: not counted.
+  DecodeCounters* counters = nullptr;
+  int first_reader = 0, end_reader = 0;
   /// DecodeParams::settled, and the same for states, but for the parts of each head's last page.
   bool settled = false;
 };

@@ -280,6 +280,8 @@ struct ChoiceArgs {
   const char* pool;               ///< null: chosen pages are not read ahead
   std::int64_t page_step;         ///< bytes from page to page
   unsigned page_bytes;            ///< of keys and values
+  DecodeCounters* counters;       ///< null: not counted
+  int first_reader, end_reader;   ///< DecodeChoice
   int group, head_base, kv_base;  ///< kv head of query head h: (head_base + h) / group - kv_base
 };
 
@@ -302,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1) choose_pages_kernel(const __grid_
   const int row_index = list / args.lists_per_row, place = list % args.lists_per_row;
   const int kv =
       args.lists_per_row == args.kv_heads ? place : (args.head_base + place) / args.group - args.kv_base;
-  const DevicePagedHead head = args.heads[row_index * args.kv_heads + kv];
+  const DevicePagedHead& head = args.heads[row_index * args.kv_heads + kv];
   const std::int32_t* pages = nullptr;
   int candidates;
   if (args.candidates.lists != nullptr) {
@@ -379,6 +381,11 @@ __global__ void __launch_bounds__(kThreads, 1) choose_pages_kernel(const __grid_
         static_cast<unsigned>(total) + min(static_cast<unsigned>(total >> 32), cut.wanted);
     to[chosen] = pages != nullptr ? pages[others] : others;
     args.counts[list] = static_cast<std::int32_t>(chosen) + 1;
+    if (args.counters == nullptr) return;
+    const bool shared_list = args.lists_per_row == args.kv_heads;
+    const int readers =
+        shared_list ? readers_of(args.kv_base + kv, args.group, args.first_reader, args.end_reader) : 1;
+    count_list(args.counters[row_index], head, static_cast<int>(chosen) + 1, true, readers);
   }
 }
 
@@ -410,7 +417,14 @@ __global__ void streaming_pages_kernel(const __grid_constant__ DecodeChoice choi
   const int count = sinks + max(0, pages - first_local);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x))
     choice.lists[list * choice.list_stride + i] = i < sinks ? i : first_local + i - sinks;
-  if (threadIdx.x == 0) choice.counts[list] = count;
+  if (threadIdx.x > 0) return;
+  choice.counts[list] = count;
+  if (choice.counters == nullptr) return;
+  const LayerInfo& info = choice.info;
+  const int kv = info.kv_head_begin + list % info.kv_heads, group = info.q_heads_total / info.kv_heads_total;
+  count_list(choice.counters[list / info.kv_heads], head, count,
+             count > 0 && (first_local < pages || sinks == pages),
+             readers_of(kv, group, choice.first_reader, choice.end_reader));
 }
 
 }  // namespace
@@ -419,24 +433,28 @@ void choose_pages_cuda(const DecodeChoice& choice, PageRule rule, int lists_per_
                        const PageCandidates& candidates, std::int32_t* lists, std::int32_t* counts,
                        std::int64_t list_stride, cudaStream_t stream) {
   const LayerInfo& info = choice.info;
-  const bool final = rule == PageRule::kBest && lists == choice.lists;  // attention reads these pages next
-  const ChoiceArgs args{.heads = choice.heads,
-                        .budgets = choice.budgets,
-                        .scores = scores,
-                        .score_stride = page_score_stride(choice.max_tokens),
-                        .candidates = candidates,
-                        .lists = lists,
-                        .counts = counts,
-                        .list_stride = list_stride,
-                        .lists_per_row = lists_per_row,
-                        .kv_heads = info.kv_heads,
-                        .settled = choice.settled,
-                        .pool = final ? static_cast<const char*>(choice.pool) : nullptr,
-                        .page_step = choice.page_elements * 2,
-                        .page_bytes = static_cast<unsigned>(2 * kPageTokens * info.head_dim * 2),
-                        .group = info.q_heads_total / info.kv_heads_total,
-                        .head_base = info.q_head_begin,
-                        .kv_base = info.kv_head_begin};
+  const bool final = lists == choice.lists;  // attention reads these pages next
+  const ChoiceArgs args{
+      .heads = choice.heads,
+      .budgets = choice.budgets,
+      .scores = scores,
+      .score_stride = page_score_stride(choice.max_tokens),
+      .candidates = candidates,
+      .lists = lists,
+      .counts = counts,
+      .list_stride = list_stride,
+      .lists_per_row = lists_per_row,
+      .kv_heads = info.kv_heads,
+      .settled = choice.settled,
+      .pool = final && rule == PageRule::kBest ? static_cast<const char*>(choice.pool) : nullptr,
+      .page_step = choice.page_elements * 2,
+      .page_bytes = static_cast<unsigned>(2 * kPageTokens * info.head_dim * 2),
+      .counters = final ? choice.counters : nullptr,
+      .first_reader = choice.first_reader,
+      .end_reader = choice.end_reader,
+      .group = info.q_heads_total / info.kv_heads_total,
+      .head_base = info.q_head_begin,
+      .kv_base = info.kv_head_begin};
   const auto blocks = static_cast<unsigned>(choice.rows * lists_per_row);
   if (rule == PageRule::kMass) {
     launch_choice<true>(args, blocks, stream);

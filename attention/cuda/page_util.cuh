@@ -24,6 +24,21 @@ struct QueryHeads {
   }
 };
 
+/// Adds what one list visits: `listed` pages, the head's last one among them if `last`, for `readers` query
+/// heads.
+__device__ inline void count_list(DecodeCounters& counters, const DevicePagedHead& head, int listed,
+                                  bool last, int readers) {
+  const int whole = listed * kPageTokens;
+  const int read = whole - (last ? page_count(head) * kPageTokens - static_cast<int>(head.tokens) : 0);
+  atomicAdd(&counters.visited_cells, static_cast<unsigned long long>(readers) * read);
+  atomicAdd(&counters.computed_cells, static_cast<unsigned long long>(readers) * whole);
+  atomicAdd(&counters.read_tokens, static_cast<unsigned long long>(read));
+}
+/// Query heads of this rank among the `group` that global kv head `kv` serves.
+__device__ inline int readers_of(int kv, int group, int first_reader, int end_reader) {
+  return max(0, min((kv + 1) * group, end_reader) - max(kv * group, first_reader));
+}
+
 /// Eight bfloat16 as floats.
 __device__ inline void unpack(const uint4& words, float (&x)[8]) {
   const std::uint32_t w[4] = {words.x, words.y, words.z, words.w};

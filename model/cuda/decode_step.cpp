@@ -57,7 +57,6 @@ bool CudaDecodeStep::Impl::all_ranks(bool mine, Communicator& team) const {
 }
 
 void CudaDecodeStep::Impl::run_step(bool capturable, Communicator& team, const std::function<void()>& body) {
-  clean_counters_ = 0;
   if (!capturable || split_) return body();
   // The first run allocates what a first run allocates; the second one is captured.
   Graph& graph = graphs_[fmt::format("{}|{}", structure_, max_tokens_)];
@@ -135,17 +134,11 @@ void CudaDecodeStep::Impl::choose(const Group& group, const LayerInfo& info, Com
   const auto* q =
       static_cast<const std::byte*>(gathers ? gather_whole_groups(info, communicator) : packed_q_.data());
   q += group.begin * static_cast<std::size_t>(seen.q_heads * info.head_dim) * sizeof(BFloat16);
-  const DecodeChoice choice = choice_of(group, seen, q);
+  DecodeChoice choice = choice_of(group, seen, q);
+  choice.counters = counters_.as<DecodeCounters>() + group.begin;
+  choice.first_reader = info.q_head_begin;
+  choice.end_reader = info.q_head_begin + info.q_heads;
   group.selector->choose(choice, {choice_workspace_.data(), choice_workspace_.bytes()}, stream_);
-  count_lists({.lists = choice.lists,
-               .counts = choice.counts,
-               .stride = choice.list_stride,
-               .list_heads = group.list_heads,
-               .heads = choice.heads,
-               .info = info,
-               .rows = choice.rows,
-               .counters = counters_.as<DecodeCounters>() + group.begin},
-              stream_);
 }
 
 void CudaDecodeStep::Impl::attend(const Group* group, const LayerInfo& info, void* out) {
@@ -154,11 +147,7 @@ void CudaDecodeStep::Impl::attend(const Group* group, const LayerInfo& info, voi
                           static_cast<std::size_t>(info.q_heads * info.head_dim) * sizeof(BFloat16);
   params.q = packed_q_.as<std::byte>() + row;
   params.out = static_cast<std::byte*>(out) + row;
-  const std::size_t counters = decode_counter_bytes(params);
-  if (counters > clean_counters_)
-    LACUNA_CUDA(cudaMemsetAsync(attention_workspace_.data(), 0, counters, stream_));
   attention_decode_cuda(params, {attention_workspace_.data(), attention_workspace_.bytes()}, stream_);
-  clean_counters_ = counters;  // what lies behind was written to
 }
 
 NewestSlots CudaDecodeStep::Impl::newest_slots(const LayerInfo& info) const {

@@ -108,7 +108,6 @@ class CudaDecodeStep::Impl {
   Buffer staging_, update_staging_, fresh_staging_;  // pinned
   CudaEvent uploaded_;
   bool upload_pending_ = false;
-  std::size_t clean_counters_ = 0;  // leading bytes of attention_workspace_ that are zero, within one step
   std::vector<TableUpdate> updates_;
 
   struct Graph {

@@ -301,6 +301,10 @@ void check(const Case& c) {
     choice.budgets = device_budgets.data();
     choice.not_finite = not_finite.data();
     choice.list_stride = pages_of(choice.max_tokens) + 1;
+    const DeviceVector<DecodeCounters> counters(std::vector<DecodeCounters>(at(batch.rows)));
+    choice.counters = counters.data();
+    choice.first_reader = per_q_head ? 0 : 1;  // else another rank has the first query head
+    choice.end_reader = info.q_heads;
     std::vector<PageList> results[2];
     for (auto& result : results) {
       const DeviceVector<std::int32_t> lists(at(total * choice.list_stride)), counts(at(total));
@@ -318,6 +322,28 @@ void check(const Case& c) {
     }
     ASSERT_EQ(results[0], results[1]) << "two runs differ";
     for (const int flag : not_finite.download()) ASSERT_EQ(flag, 0) << "a score counts as not finite";
+
+    const auto counted = counters.download();
+    for (int row = 0; row < batch.rows; ++row) {
+      DecodeCounters sums{};  // of two runs
+      for (int i = 0; i < lists_per_row; ++i) {
+        const int kv = per_q_head ? info.kv_head_of(i) : i,
+                  readers = per_q_head ? 1 : c.group - (i == 0 ? 1 : 0);
+        const auto tokens = batch.tokens[at(row * info.kv_heads + kv)];
+        unsigned long long read = 0, whole = 0;
+        for (const std::int32_t page : results[0][at(row * lists_per_row + i)]) {
+          read += static_cast<unsigned long long>(
+              std::min<std::int64_t>(kPageTokens, tokens - page * std::int64_t{kPageTokens}));
+          whole += kPageTokens;
+        }
+        sums.visited_cells += 2 * read * static_cast<unsigned long long>(readers);
+        sums.computed_cells += 2 * whole * static_cast<unsigned long long>(readers);
+        sums.read_tokens += 2 * read;
+      }
+      EXPECT_EQ(counted[at(row)].visited_cells, sums.visited_cells) << "row " << row;
+      EXPECT_EQ(counted[at(row)].computed_cells, sums.computed_cells) << "row " << row;
+      EXPECT_EQ(counted[at(row)].read_tokens, sums.read_tokens) << "row " << row;
+    }
 
     for (int row = 0; row < batch.rows; ++row) {
       const MethodSpec& spec = specs[at(row)];
