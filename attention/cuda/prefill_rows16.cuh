@@ -34,7 +34,7 @@ struct Rows16Traits {
   static constexpr int kMaxStages = 12;
   /// Steps of 16 channels whose query fragments wait in shared memory: registers do not hold all.
   static constexpr int kSteps = kHeadDim / 16;
-  static constexpr int kKeptSteps = kHeadDim < 128 ? kSteps : kHeadDim > 128 ? kSteps - 4 : kSteps - 1;
+  static constexpr int kKeptSteps = kHeadDim < 128 ? kSteps : kHeadDim > 128 ? kSteps - 4 : kSteps - 2;
 
   struct Entry {
     std::uint16_t keys[kSlices][kStagePieces];  ///< which keys of a piece each slice visits
@@ -336,6 +336,15 @@ class Rows16Warp {
     for (int step = T::kKeptSteps; step < T::kSteps; ++step)
       parked(s, step) = uint4{word(step, 0), word(step, 1), word(step, 2), word(step, 3)};
   }
+  __device__ void query(std::uint32_t (&a)[4], int s, int step) const {
+    if (step < T::kKeptSteps) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) a[r] = q_[s][step][r];
+    } else {
+      const uint4 words = parked(s, step);
+      a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
+    }
+  }
   __device__ float2& level(int s) const { return ring_.shared->level[slice_ / T::kPerWarp][s][lane_]; }
   __device__ uint4& parked(int s, int step) const {
     return ring_.shared->q[slice_ / T::kPerWarp][s][step - T::kKeptSteps][lane_];
@@ -356,26 +365,26 @@ class Rows16Warp {
       for (float& x : score[s]) x = 0.0f;
 #pragma unroll
     for (float& x : odd) x = 0.0f;
+      // Two steps at a time: a slice alone adds each in a chain of its own, because a product waits for the
+      // one before it in its chain.
 #pragma unroll
-    for (int step = 0; step < T::kSteps; ++step) {
-      std::uint32_t b[4];  // keys 0..7 and 8..15, channels 0..7 and 8..15
-      load_matrix(b, ring_.stage_bytes + piece + (step / 4) * T::kChunkBytes + (k_lane ^ (step % 4 * 32)));
+    for (int pair = 0; pair < T::kSteps; pair += 2) {
+      std::uint32_t b[2][4];  // keys 0..7 and 8..15, channels 0..7 and 8..15
 #pragma unroll
-      for (int s = 0; s < T::kPerWarp; ++s) {
-        if ((kWhich >> s & 1) == 0) continue;
-        // A slice alone adds in two chains: a product waits for the one before it in its chain.
-        float* to = !kBoth && step % 2 != 0 ? odd : score[s];
-        std::uint32_t a[4];
-        if (step < T::kKeptSteps) {
+      for (int i = 0; i < 2; ++i)
+        load_matrix(b[i], ring_.stage_bytes + piece + ((pair + i) / 4) * T::kChunkBytes +
+                              (k_lane ^ ((pair + i) % 4 * 32)));
 #pragma unroll
-          for (int r = 0; r < 4; ++r) a[r] = q_[s][step][r];
-        } else {
-          const uint4 words = parked(s, step);
-          a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
-        }
-        mma(to, a, b[0], b[1]);
-        mma(to + 4, a, b[2], b[3]);
-      }
+      for (int half = 0; half < 4; half += 2)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int s = 0; s < T::kPerWarp; ++s) {
+            if ((kWhich >> s & 1) == 0) continue;
+            std::uint32_t a[4];
+            query(a, s, pair + i);
+            mma((!kBoth && i != 0 ? odd : score[s]) + 2 * half, a, b[i][half], b[i][half + 1]);
+          }
     }
     std::uint32_t p[T::kPerWarp][4];
 #pragma unroll
