@@ -137,7 +137,7 @@ __device__ void window_write_columns(const WindowArgs& args, const WindowPlace& 
   const int per_head = args.shape.warps_per_head;
   for (int i = static_cast<int>(threadIdx.x); i < kWindowWarps / per_head * kTileKeys; i += T::kThreads) {
     const int part = i / kTileKeys, column = i % kTileKeys;
-    const int key = at.first_key + tile * kTileKeys + column, head = at.head_of(args, part);
+    const int key = at.first_key + tile * kTileKeys + column, head = at.head_of(part);
     if (head < 0 || key >= args.tokens) continue;
     float total = 0.0f, high = 0.0f;
     for (int w = part * per_head; w < (part + 1) * per_head && !empty; ++w) {
@@ -159,7 +159,7 @@ __device__ void window_write_diagonals(const WindowArgs& args, const WindowPlace
   // Entry e: row - key = e - (kWindowSpan - 1) relative to the block's first row and key.
   const int entries = per_head * kWarpRows + kWindowSpan - 1;
   for (int part = 0; part < kWindowWarps / per_head; ++part) {
-    const int head = at.head_of(args, part);
+    const int head = at.head_of(part);
     if (head < 0) continue;
     float* to =
         args.diagonal_part + ((static_cast<std::int64_t>(at.row_block) * args.q_heads + head) * args.spans +

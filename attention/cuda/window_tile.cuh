@@ -38,40 +38,50 @@ struct WindowTraits {
 /// Where a block and its warp work.
 struct WindowPlace {
   int lane, warp, kv_head, head, first_key, row_block, block_row, warp_row;
+  int first_head, end_head;  ///< heads of the block's first part and behind its last one, local ones or not
+  int q_heads;
   bool works;  ///< false: no such head, or no such rows
 
   __device__ explicit WindowPlace(const WindowArgs& args)
-      : lane(static_cast<int>(threadIdx.x) & 31), warp(static_cast<int>(threadIdx.x) >> 5) {
+      : lane(static_cast<int>(threadIdx.x) & 31),
+        warp(static_cast<int>(threadIdx.x) >> 5),
+        q_heads(args.q_heads) {
     const WindowShape& shape = args.shape;
     const int slots = args.kv_heads * shape.slots_per_kv;  // heads of a group meet in the L2 cache
-    const int slot = static_cast<int>(blockIdx.x) % slots;
+    const int slot = static_cast<int>(blockIdx.x) % slots,
+              heads_per_block = kWindowWarps / shape.warps_per_head;
     kv_head = slot / shape.slots_per_kv;
+    const int of_group = (kv_head + args.kv_base) * args.group - args.head_base;
+    first_head = of_group + slot % shape.slots_per_kv * heads_per_block;
+    end_head = min(first_head + heads_per_block, of_group + args.group);
     first_key = static_cast<int>(blockIdx.x) / slots * kWindowSpan;
     row_block = static_cast<int>(blockIdx.y);
     block_row = args.first_row + row_block * kWarpRows * shape.warps_per_head;
     warp_row = block_row + warp % shape.warps_per_head * kWarpRows;
-    head = head_of(args, warp / shape.warps_per_head);
+    head = head_of(warp / shape.warps_per_head);
     works = head >= 0 && warp_row < args.tokens;
   }
   /// The head of a block's part, -1 when there is none.
-  __device__ int head_of(const WindowArgs& args, int part) const {
-    const int slot = static_cast<int>(blockIdx.x) % (args.kv_heads * args.shape.slots_per_kv);
-    const int inside = slot % args.shape.slots_per_kv * (kWindowWarps / args.shape.warps_per_head) + part;
-    const int of_layer = (kv_head + args.kv_base) * args.group + inside;
-    const int local = of_layer - args.head_base;
-    return inside < args.group && local >= 0 && local < args.q_heads ? local : -1;
+  __device__ int head_of(int part) const {
+    const int local = first_head + part;
+    return local < end_head && local >= 0 && local < q_heads ? local : -1;
   }
 };
 
+/// Keys [first_key, + 64), zeros past the prompt. A thread copies one piece of every few rows.
 template <class T>
 __device__ void window_load_keys(const WindowArgs& args, const __nv_bfloat16* k, int first_key,
                                  __nv_bfloat16* to) {
-  constexpr int kPieces = T::kHeadDim / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kPieces; i += T::kThreads) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const bool valid = first_key + row < args.tokens;
-    copy_async_16(to + swizzled<T::kHeadDim>(row, piece),
-                  k + (valid ? first_key + row : 0) * args.k_token_stride + piece * 8, valid);
+  constexpr int kPieces = T::kHeadDim / 8, kRows = T::kThreads / kPieces & ~3;  // at a time
+  static_assert(kTileKeys % kRows == 0);
+  const int first = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
+  if (first >= kRows) return;
+  const __nv_bfloat16* from = k + (first_key + first) * args.k_token_stride + piece * 8;
+  const bool whole = first_key + kTileKeys <= args.tokens;
+#pragma unroll
+  for (int row = 0; row < kTileKeys; row += kRows, from += kRows * args.k_token_stride) {
+    const bool valid = whole || first_key + first + row < args.tokens;
+    copy_async_16(to + swizzled<T::kHeadDim>(first + row, piece), valid ? from : k, valid);
   }
 }
 
