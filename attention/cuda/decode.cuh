@@ -13,10 +13,10 @@ namespace lacuna {
 template <int kHeadDim_>
 struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = kHeadDim <= 128 ? 4 : 2;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kStages = kHeadDim <= 64 ? 3 : 2;
-  static constexpr int kBlocks = kHeadDim <= 128 ? 3 : 1;  ///< on one multiprocessor
+  static constexpr int kBlocks = 3;  ///< on one multiprocessor
   static constexpr int kRows = kDecodeRows;
   static constexpr int kPieces = kHeadDim / 8;  ///< of 16 bytes in a row of K or V
   static constexpr int kQuads = kHeadDim / 4;   ///< of a row of output
