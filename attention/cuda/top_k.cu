@@ -8,100 +8,23 @@
 #include <cstdint>
 #include <utility>
 
-#include "attention/cuda/radix.cuh"
-#include "attention/cuda/select_cuda.h"
+#include "attention/cuda/top_k_row.cuh"
 #include "core/cuda.h"
 
 namespace lacuna {
 
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kWords = 32;                 ///< of 32 entries, that a warp looks at
-constexpr int kChunk = kThreads * kWords;  ///< entries of a block
-
-/// What a row's blocks tell each other. All zero at first.
-template <class Key>
-struct alignas(16) RowSpace {
-  unsigned counts[Digits<Key>::kCount][kBins];
-  RankSearch<Key> steps[Digits<Key>::kCount + 1];  ///< before each digit, and at the end
-};
-struct alignas(16) MassSpace {
-  unsigned counts[Digits<std::uint32_t>::kCount][kBins];
-  Key64 mantissas[Digits<std::uint32_t>::kCount][kBins];
-  MassSearch steps[Digits<std::uint32_t>::kCount];
-};
-
-/// Choices of one kind: float rows with everything that TopKParams knows, or rows of doubles.
-template <class Key>
-struct Calls {
-  TopKParams params[2];
-  int rows_of_first;
-  int chunks;             ///< of the longest row
-  RowSpace<Key>* space;   ///< [rows]
-  MassSpace* mass_space;  ///< [rows], or null: no row is chosen by mass
-  uint2* chunk_counts;    ///< [rows, chunks]: above the threshold, and equal to it
-};
-
-/// A row as one block sees it.
-template <class Key>
-struct Row {
-  const TopKParams& params;
-  const Key* scores;
-  int index;          ///< among the rows of its call
-  int n, begin, end;  ///< entries, and those of this block
-  bool skip;
-  RowSpace<Key>& space;
-  MassSpace* mass_space;
-  uint2* chunk_counts;
-
-  __device__ explicit Row(const Calls<Key>& calls)
-      : params(calls.params[static_cast<int>(blockIdx.y) < calls.rows_of_first ? 0 : 1]),
-        space(calls.space[blockIdx.y]),
-        mass_space(calls.mass_space == nullptr ? nullptr : calls.mass_space + blockIdx.y),
-        chunk_counts(calls.chunk_counts + static_cast<std::int64_t>(blockIdx.y) * calls.chunks) {
-    index = static_cast<int>(blockIdx.y) -
-            (static_cast<int>(blockIdx.y) < calls.rows_of_first ? 0 : calls.rows_of_first);
-    scores = reinterpret_cast<const Key*>(params.scores) + index * params.score_stride;
-    n = params.row_n != nullptr ? min(params.row_n[index], params.n) : params.n;
-    begin = static_cast<int>(blockIdx.x) * kChunk;
-    end = min(begin + kChunk, n);
-    // The first block works for empty rows as well.
-    skip = (begin >= n && blockIdx.x > 0) || (params.only_rows != nullptr && params.only_rows[index] == 0);
-  }
-
-  __device__ bool leader() const { return blockIdx.x == 0 && threadIdx.x == 0; }
-  __device__ bool forced(int i) const { return i < params.first || i >= n - params.last; }
-  __device__ int forced_count() const { return min(n, params.first + params.last); }
-  /// body(key, i, word) for a warp's neighbouring entries, lane by lane; all lanes call it, i < end or not.
-  template <class Body>
-  __device__ void for_entries(const Body& body) const {
-    const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
-    const int first = begin + warp * kWords * 32 + lane;
-#pragma unroll 8
-    for (int word = 0; word < kWords; ++word) {
-      const int i = first + word * 32;
-      body(i < end ? order_key(scores[i]) : Key{0}, i, word);
-    }
-  }
-  /// How many entries the count asks for before digits are looked at, `least` of them for a mass.
-  __device__ RankSearch<Key> start(int least) const {
-    using Search = RankSearch<Key>;
-    const int k = min(n, max(max(params.k, least), params.first + params.last)) - forced_count();
-    if (k >= n - forced_count()) return Search::finished(Cut<Key>::all());
-    if (k <= 0) return Search::finished(Cut<Key>::none());
-    return {0, static_cast<unsigned>(k), 0};
-  }
-};
+constexpr int kThreads = kTopKThreads, kWarps = kThreads / 32;
 
 /// Adds one digit of the entries that share the prefix found so far to the mass histogram.
 __global__ void __launch_bounds__(kThreads)
-    mass_kernel(const __grid_constant__ Calls<std::uint32_t> calls, int digit) {
+    mass_kernel(const __grid_constant__ TopKCalls<std::uint32_t> calls, int digit) {
   __shared__ unsigned counts[kBins], low[kBins], high[kBins];
   __shared__ SearchShared<kThreads> shared;
-  const Row<std::uint32_t> row(calls);
+  const TopKRow<std::uint32_t> row(calls);
   if (row.skip || row.params.mass < 0) return;
-  MassSpace& space = *row.mass_space;
+  TopKMassSpace& space = *row.mass_space;
   MassSearch search{0, 0, 0.0, row.params.mass, 0, 0};
   const bool of_row = !(row.params.mass_total > 0);
   if (!of_row) search.target *= row.params.mass_total;
@@ -136,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// The search for the count as it stands before `digit`; the whole block calls it.
 template <class Key>
-__device__ RankSearch<Key> search_before(const Row<Key>& row, int digit, SearchShared<kThreads>& shared) {
+__device__ RankSearch<Key> search_before(const TopKRow<Key>& row, int digit, SearchShared<kThreads>& shared) {
   RankSearch<Key> search{};
   if (digit > 0) {
     search = row.space.steps[digit - 1];
@@ -163,10 +86,10 @@ __device__ RankSearch<Key> search_before(const Row<Key>& row, int digit, SearchS
 /// Adds one digit of the entries that may be chosen and share the prefix found so far to the histogram.
 template <class Key>
 __global__ void __launch_bounds__(kThreads)
-    count_kernel(const __grid_constant__ Calls<Key> calls, int digit) {
+    count_kernel(const __grid_constant__ TopKCalls<Key> calls, int digit) {
   __shared__ unsigned counts[kBins];
   __shared__ SearchShared<kThreads> shared;
-  const Row<Key> row(calls);
+  const TopKRow<Key> row(calls);
   if (row.skip) return;
   const RankSearch<Key> search = search_before(row, digit, shared);
   if (search.done != 0) return;
@@ -184,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// Which of a warp's entries of one word are above the cut and which equal to it, one bit per lane.
 template <class Key>
-__device__ inline uint2 votes_of(const Row<Key>& row, const Cut<Key>& cut, Key key, int i) {
+__device__ inline uint2 votes_of(const TopKRow<Key>& row, const Cut<Key>& cut, Key key, int i) {
   const bool above = i < row.end && (key > cut.threshold || row.forced(i));
   const bool equal = i < row.end && !above && key == cut.threshold;
   return {__ballot_sync(~0u, above), __ballot_sync(~0u, equal)};
@@ -192,10 +115,10 @@ __device__ inline uint2 votes_of(const Row<Key>& row, const Cut<Key>& cut, Key k
 
 /// Counts what each chunk has above the threshold and equal to it.
 template <class Key>
-__global__ void __launch_bounds__(kThreads) tally_kernel(const __grid_constant__ Calls<Key> calls) {
+__global__ void __launch_bounds__(kThreads) tally_kernel(const __grid_constant__ TopKCalls<Key> calls) {
   __shared__ SearchShared<kThreads> shared;
   __shared__ uint2 parts[kWarps];
-  const Row<Key> row(calls);
+  const TopKRow<Key> row(calls);
   if (row.skip) return;
   const Cut<Key> cut = search_before(row, Digits<Key>::kCount, shared).cut();
   uint2 sum{0, 0};
@@ -213,9 +136,9 @@ __global__ void __launch_bounds__(kThreads) tally_kernel(const __grid_constant__
 
 /// Writes the chosen indices, or their bits.
 template <class Key>
-__global__ void __launch_bounds__(kThreads) write_kernel(const __grid_constant__ Calls<Key> calls) {
+__global__ void __launch_bounds__(kThreads) write_kernel(const __grid_constant__ TopKCalls<Key> calls) {
   __shared__ uint2 parts[kWarps], earlier[kWarps];
-  const Row<Key> row(calls);
+  const TopKRow<Key> row(calls);
   if (row.skip) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
   const Cut<Key> cut = row.space.steps[Digits<Key>::kCount].cut();
@@ -265,19 +188,19 @@ __global__ void __launch_bounds__(kThreads) write_kernel(const __grid_constant__
 }
 
 int chunks_of(std::int64_t n) {
-  return static_cast<int>(std::max<std::int64_t>(1, (n + kChunk - 1) / kChunk));
+  return static_cast<int>(std::max<std::int64_t>(1, (n + kTopKChunk - 1) / kTopKChunk));
 }
 std::size_t rounded(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 template <class Key>
 std::size_t space_bytes(std::int64_t rows, std::int64_t n, bool mass) {
   const auto count = static_cast<std::size_t>(rows);
-  return rounded(count * sizeof(RowSpace<Key>)) + (mass ? rounded(count * sizeof(MassSpace)) : 0) +
+  return rounded(count * sizeof(TopKRowSpace<Key>)) + (mass ? rounded(count * sizeof(TopKMassSpace)) : 0) +
          rounded(count * static_cast<std::size_t>(chunks_of(n)) * sizeof(uint2));
 }
 
 template <class Key>
-void choose(Calls<Key> calls, int rows, CudaWorkspace workspace, cudaStream_t stream) {
+void choose(TopKCalls<Key> calls, int rows, CudaWorkspace workspace, cudaStream_t stream) {
   if (rows == 0) return;
   const TopKParams(&params)[2] = calls.params;
   const bool mass = params[0].mass >= 0 || params[1].mass >= 0;
@@ -288,8 +211,8 @@ void choose(Calls<Key> calls, int rows, CudaWorkspace workspace, cudaStream_t st
   auto* at = static_cast<unsigned char*>(workspace.data);
   const auto take = [&](std::size_t size) { return std::exchange(at, at + rounded(size)); };
   const auto count = static_cast<std::size_t>(rows);
-  calls.space = reinterpret_cast<RowSpace<Key>*>(take(count * sizeof(RowSpace<Key>)));
-  if (mass) calls.mass_space = reinterpret_cast<MassSpace*>(take(count * sizeof(MassSpace)));
+  calls.space = reinterpret_cast<TopKRowSpace<Key>*>(take(count * sizeof(TopKRowSpace<Key>)));
+  if (mass) calls.mass_space = reinterpret_cast<TopKMassSpace*>(take(count * sizeof(TopKMassSpace)));
   calls.chunks = chunks_of(n);
   calls.chunk_counts = reinterpret_cast<uint2*>(at);
 
@@ -320,13 +243,13 @@ std::size_t double_top_k_workspace_bytes(std::int64_t rows, std::int64_t n) {
 }
 
 void top_k_cuda(const TopKParams& params, CudaWorkspace workspace, cudaStream_t stream) {
-  choose(Calls<std::uint32_t>{{params, {}}, params.rows, 0, nullptr, nullptr, nullptr}, params.rows,
+  choose(TopKCalls<std::uint32_t>{{params, {}}, params.rows, 0, nullptr, nullptr, nullptr}, params.rows,
          workspace, stream);
 }
 
 void top_k_pair_cuda(const TopKParams& first, const TopKParams& second, CudaWorkspace workspace,
                      cudaStream_t stream) {
-  choose(Calls<std::uint32_t>{{first, second}, first.rows, 0, nullptr, nullptr, nullptr},
+  choose(TopKCalls<std::uint32_t>{{first, second}, first.rows, 0, nullptr, nullptr, nullptr},
          first.rows + second.rows, workspace, stream);
 }
 
@@ -337,7 +260,8 @@ void double_top_k_cuda(const DoubleTopKParams& params, CudaWorkspace workspace, 
   same.rows = params.rows, same.n = params.n, same.k = params.k;
   same.first = params.first, same.last = params.last;
   same.indices = params.indices, same.index_stride = params.index_stride;
-  choose(Calls<Key64>{{same, {}}, params.rows, 0, nullptr, nullptr, nullptr}, params.rows, workspace, stream);
+  choose(TopKCalls<Key64>{{same, {}}, params.rows, 0, nullptr, nullptr, nullptr}, params.rows, workspace,
+         stream);
 }
 
 }  // namespace lacuna
