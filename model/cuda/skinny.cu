@@ -25,7 +25,7 @@ constexpr int kOctet = 8;  ///< Outputs of half an instruction.
 
 /// How a block of kTiles units of 16 outputs for kRowTiles of 8 rows uses its shared memory.
 template <int kTiles, int kRowTiles, bool kNorm>
-struct Ring {
+struct RingLayout {
   /// Up to 16 rows come through the ring, too: loaded a step ahead their latency would be the time of a step.
   static constexpr bool kRows = kRowTiles <= 2;
   static constexpr int kWeightPieces = 2 * kTiles * kThreads, kRowPieces = kRows ? kRowTiles * kThreads : 0,
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
                                             : kTiles == 2 ? 2
                                                           : kBlocksOfMany)
     skinny_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end) {
-  using Ring = Ring<kTiles, kRowTiles, kNorm>;
+  using Ring = RingLayout<kTiles, kRowTiles, kNorm>;
   constexpr int kOutputs = 2 * kOctet * kTiles, kRows = 8 * kRowTiles, kDepth = Ring::kStages;
   extern __shared__ __align__(128) unsigned char raw[];
   auto* ring = reinterpret_cast<uint4*>(raw);  // [kDepth][kStagePieces]: weights, rows, norm
@@ -363,7 +363,7 @@ __global__ void __launch_bounds__(32) scale_rows_kernel(const __grid_constant__ 
 
 template <int kTiles, int kRowTiles, bool kNorm, class End>
 void launch_tiles(const SkinnyProduct& product, const End& end, cudaStream_t stream) {
-  constexpr int kOutputs = 2 * kOctet * kTiles, kBytes = Ring<kTiles, kRowTiles, kNorm>::kBytes;
+  constexpr int kOutputs = 2 * kOctet * kTiles, kBytes = RingLayout<kTiles, kRowTiles, kNorm>::kBytes;
   const auto kernel = skinny_kernel<kTiles, kRowTiles, kNorm, End>;
   LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const auto blocks = static_cast<unsigned>((product.outputs + kOutputs - 1) / kOutputs);
