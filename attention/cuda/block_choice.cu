@@ -1,5 +1,6 @@
 // Which key blocks of a row of scores stay, as one bit per block, and tile lists from such bits. One block of
-// threads per row, its scores in registers; the threshold is found by histograms (radix.cuh).
+// threads per row, its scores in registers or shared memory; the threshold is found by histograms
+// (radix.cuh).
 #include <cstdint>
 
 #include "attention/cuda/list_scan.cuh"
@@ -17,32 +18,45 @@ using Threshold = Cut<std::uint32_t>;
 /// A longer row's mantissas could overflow the sums of one block.
 constexpr int kLongestRow = 1 << 20;
 
-/// One row of scores. A warp owns neighbouring words of 32 entries, at most kHeld of them in registers; 0:
-/// the row is too long for that and is read again in every pass.
-template <int kThreads, int kHeld>
+/// Where a row's keys stay while they are searched. kRegisters: up to kHeld words of each warp. kShared: in
+/// shared memory, each thread's apart, which leaves registers for more rows at a time. kMemory: nowhere, they
+/// are read again in every pass.
+enum class Keep { kRegisters, kShared, kMemory };
+constexpr int kHeld = 8;
+/// Longest row kept in shared memory: 64 KiB.
+constexpr int kLongestShared = 16384;
+
+/// One row of scores. A warp owns neighbouring words of 32 entries.
+template <int kThreads, Keep kKeep>
 struct ChoiceRow {
   static constexpr int kWarps = kThreads / 32;
   const std::uint32_t* scores;
   int n, force_first, force_last;
   int words, per_warp;
-  std::uint32_t held[kHeld > 0 ? kHeld : 1];
+  std::uint32_t* shared;  ///< [per_warp][kThreads]
+  std::uint32_t held[kKeep == Keep::kRegisters ? kHeld : 1];
 
-  __device__ ChoiceRow(const BlockChoiceParams& params, int head, int strip_row)
+  __device__ ChoiceRow(const BlockChoiceParams& params, int head, int strip_row, std::uint32_t* space)
       : n(params.row_entries > 0 ? params.row_entries : params.first_row + strip_row + 1),
         force_first(params.force_first),
-        force_last(params.force_last) {
+        force_last(params.force_last),
+        shared(space + threadIdx.x) {
     scores = reinterpret_cast<const std::uint32_t*>(
         params.scores +
         (static_cast<std::int64_t>(head) * params.strip_rows + strip_row) * params.score_stride);
     words = (n + 31) / 32;
     per_warp = (words + kWarps - 1) / kWarps;
-    if constexpr (kHeld > 0) {
+    if constexpr (kKeep == Keep::kRegisters) {
 #pragma unroll
-      for (int j = 0; j < kHeld; ++j) {
-        const int i = entry(j);
-        held[j] = j < per_warp && i < n ? order_key(scores[i]) : 0;
-      }
+      for (int j = 0; j < kHeld; ++j) held[j] = j < per_warp ? read(j) : 0;
+    } else if constexpr (kKeep == Keep::kShared) {
+#pragma unroll 8
+      for (int j = 0; j < per_warp; ++j) shared[j * kThreads] = read(j);
     }
+  }
+  __device__ std::uint32_t read(int j) const {
+    const int i = entry(j);
+    return i < n ? order_key(scores[i]) : 0;
   }
   __device__ int first_word() const { return (static_cast<int>(threadIdx.x) >> 5) * per_warp; }
   __device__ int entry(int j) const { return (first_word() + j) * 32 + (static_cast<int>(threadIdx.x) & 31); }
@@ -50,15 +64,14 @@ struct ChoiceRow {
   /// body(key, i, j) for word j of the warp, lane by lane; all lanes call it, i < n or not.
   template <class Body>
   __device__ void for_words(const Body& body) const {
-    if constexpr (kHeld > 0) {
+    if constexpr (kKeep == Keep::kRegisters) {
 #pragma unroll
       for (int j = 0; j < kHeld; ++j)
         if (j < per_warp) body(held[j], entry(j), j);
     } else {
-      for (int j = 0; j < per_warp; ++j) {
-        const int i = entry(j);
-        body(i < n ? order_key(scores[i]) : 0u, i, j);
-      }
+#pragma unroll 4
+      for (int j = 0; j < per_warp; ++j)
+        body(kKeep == Keep::kShared ? shared[j * kThreads] : read(j), entry(j), j);
     }
   }
 };
@@ -70,8 +83,8 @@ __device__ void clear_bins(unsigned* bins) {
 }
 
 /// The cut behind the count best, forced ones among them.
-template <int kThreads, int kHeld>
-__device__ Threshold find_count(const ChoiceRow<kThreads, kHeld>& row, int count) {
+template <int kThreads, Keep kKeep>
+__device__ Threshold find_count(const ChoiceRow<kThreads, kKeep>& row, int count) {
   __shared__ SearchShared<kThreads> shared;
   alignas(16) __shared__ unsigned counts[kBins];
   const int forced = min(row.n, row.force_first + row.force_last), k = min(count, row.n) - forced;
@@ -93,8 +106,8 @@ __device__ Threshold find_count(const ChoiceRow<kThreads, kHeld>& row, int count
 }
 
 /// The cut behind the shortest prefix of the sorted row with enough mass.
-template <int kThreads, int kHeld>
-__device__ Threshold find_mass(const ChoiceRow<kThreads, kHeld>& row, const BlockChoiceParams& params) {
+template <int kThreads, Keep kKeep>
+__device__ Threshold find_mass(const ChoiceRow<kThreads, kKeep>& row, const BlockChoiceParams& params) {
   __shared__ SearchShared<kThreads> shared;
   alignas(16) __shared__ unsigned counts[kBins], low[kBins], high[kBins];
   if (params.mass == 0 && !params.strictly) return Threshold::none();
@@ -125,8 +138,8 @@ __device__ Threshold find_mass(const ChoiceRow<kThreads, kHeld>& row, const Bloc
 
 /// How many entries equal to the threshold earlier warps have; forced ones only count for a mass, whose order
 /// knows none.
-template <bool kMass, int kThreads, int kHeld>
-__device__ unsigned equal_in_earlier_warps(const ChoiceRow<kThreads, kHeld>& row, std::uint32_t threshold) {
+template <bool kMass, int kThreads, Keep kKeep>
+__device__ unsigned equal_in_earlier_warps(const ChoiceRow<kThreads, kKeep>& row, std::uint32_t threshold) {
   __shared__ unsigned per_warp[kThreads / 32];
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   unsigned own = 0, before = 0;
@@ -141,13 +154,14 @@ __device__ unsigned equal_in_earlier_warps(const ChoiceRow<kThreads, kHeld>& row
 }
 
 /// One block per row.
-template <int kThreads, int kHeld, bool kMass>
+template <int kThreads, Keep kKeep, bool kMass>
 __global__ void __launch_bounds__(kThreads)
     block_choice_kernel(const __grid_constant__ BlockChoiceParams params) {
+  extern __shared__ __align__(128) unsigned char raw[];
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int head = static_cast<int>(blockIdx.y), strip_row = static_cast<int>(blockIdx.x);
   if (params.only_heads != nullptr && params.only_heads[head] == 0) return;
-  const ChoiceRow<kThreads, kHeld> row(params, head, strip_row);
+  const ChoiceRow<kThreads, kKeep> row(params, head, strip_row, reinterpret_cast<std::uint32_t*>(raw));
   Threshold cut;
   if constexpr (kMass) {
     cut = find_mass(row, params);
@@ -160,7 +174,10 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t line =
       static_cast<std::int64_t>(head) * params.row_blocks + params.first_row + strip_row;
   std::uint32_t* bits = params.bits + line * params.words;
-  std::uint32_t mine = 0;  // lane l keeps word l of the warp, so that words are written side by side
+  const auto store = [&](int word, std::uint32_t value) {
+    if (word < row.words) bits[word] = params.add ? bits[word] | value : value;
+  };
+  std::uint32_t mine = 0;  // lane l keeps every 32nd word of the warp, so that they are written side by side
   row.for_words([&](std::uint32_t key, int i, int j) {
     const bool forced = i < row.n && row.forced(i);
     const bool equal = i < row.n && key == cut.threshold && (kMass || !forced);
@@ -169,16 +186,11 @@ __global__ void __launch_bounds__(kThreads)
     const bool take = forced || (i < row.n && key > cut.threshold) || (equal && rank < cut.wanted);
     const unsigned word = __ballot_sync(~0u, take);
     equal_before += static_cast<unsigned>(__popc(equals));
-    if (kHeld > 0 && lane == j) mine = word;
-    if (kHeld == 0 && lane == 0 && i < row.n) {
-      std::uint32_t* to = bits + i / 32;
-      *to = params.add ? *to | word : word;
-    }
+    if (lane == (j & 31)) mine = word;
+    if ((j & 31) == 31) store(row.first_word() + j - 31 + lane, mine);
   });
-  if (kHeld > 0 && lane < row.per_warp && row.first_word() + lane < row.words) {
-    std::uint32_t* to = bits + row.first_word() + lane;
-    *to = params.add ? *to | mine : mine;
-  }
+  const int rest = row.per_warp & 31;
+  if (lane < rest) store(row.first_word() + row.per_warp - rest + lane, mine);
   if (params.add) return;
   for (int word = row.words + static_cast<int>(threadIdx.x); word < params.words; word += kThreads)
     bits[word] = 0;
@@ -204,14 +216,17 @@ __global__ void block_lists_kernel(const __grid_constant__ BlockBits params,
 
 template <bool kMass>
 void launch_choice(const BlockChoiceParams& params, int longest, const dim3& grid, cudaStream_t stream) {
-  if (longest <= 512) {
-    block_choice_kernel<128, 4, kMass><<<grid, 128, 0, stream>>>(params);
-  } else if (longest <= 2048) {
-    block_choice_kernel<256, 8, kMass><<<grid, 256, 0, stream>>>(params);
-  } else if (longest <= 8192) {
-    block_choice_kernel<512, 16, kMass><<<grid, 512, 0, stream>>>(params);
+  if (longest <= 4 * 32 * kHeld) {
+    block_choice_kernel<128, Keep::kRegisters, kMass><<<grid, 128, 0, stream>>>(params);
+  } else if (longest <= 8 * 32 * kHeld) {
+    block_choice_kernel<256, Keep::kRegisters, kMass><<<grid, 256, 0, stream>>>(params);
+  } else if (longest <= kLongestShared) {
+    const auto kernel = block_choice_kernel<256, Keep::kShared, kMass>;
+    const int bytes = (longest + 255) / 256 * 256 * static_cast<int>(sizeof(std::uint32_t));
+    LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    kernel<<<grid, 256, bytes, stream>>>(params);
   } else {
-    block_choice_kernel<256, 0, kMass><<<grid, 256, 0, stream>>>(params);
+    block_choice_kernel<256, Keep::kMemory, kMass><<<grid, 256, 0, stream>>>(params);
   }
   LACUNA_CUDA_TRY(cudaGetLastError());
 }

@@ -332,7 +332,7 @@ void check_blocks(int longest, int levels, const BlockRule& rule) {
 }
 
 TEST(ChooseBlocksCuda, ByCount) {
-  for (const int longest : {1, 2, 33, 511, 512, 513, 2048, 2050, 8192, 8300})
+  for (const int longest : {1, 2, 33, 511, 512, 513, 2048, 2050, 8300, 16384, 16390})
     for (const int levels : {1, 6, 1 << 22})
       for (const int count : {1, 3, longest / 9, longest})
         check_blocks(longest, levels, {.count = std::max(count, 3), .force_first = 1, .force_last = 2});
@@ -340,7 +340,7 @@ TEST(ChooseBlocksCuda, ByCount) {
 }
 
 TEST(ChooseBlocksCuda, ByMass) {
-  for (const int longest : {1, 33, 512, 1500, 8192, 8300})
+  for (const int longest : {1, 33, 512, 1500, 8300, 16390})
     for (const int levels : {1, 6, 1000})
       for (const double mass : {0.0, 0.25, 0.75, 1.0}) {
         check_blocks(longest, levels, {.force_first = 1, .force_last = 1, .mass = mass});
