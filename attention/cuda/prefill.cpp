@@ -111,9 +111,12 @@ template <int kHeadDim>
 void launch(const PrefillArgs& args, bool hopper, cudaStream_t stream) {
   if (small_row_blocks(args)) {
     const int shared = current_cuda_device().max_shared_bytes;
-    // Hopper takes its general list kernel: launch_prefill_rows16_hopper faulted (misaligned address) on an
-    // H200 in its first run and stays unused until that is mended; see docs/performance.md.
-    if (!hopper && launch_prefill_rows16<kHeadDim>(args, shared, stream)) return;
+#ifdef LACUNA_HAS_HOPPER
+    if (hopper)
+      return launch_prefill_rows16_hopper<kHeadDim>(args, make_maps(args, kHeadDim, kPieceKeys), shared,
+                                                    stream);
+#endif
+    if (launch_prefill_rows16<kHeadDim>(args, shared, stream)) return;
   }
   if (!hopper) return launch_prefill_portable<kHeadDim>(args, stream);
 #ifdef LACUNA_HAS_HOPPER

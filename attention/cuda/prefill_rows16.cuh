@@ -37,7 +37,7 @@ struct Rows16Traits {
   static constexpr int kKeptSteps = kHeadDim < 128 ? kSteps : kHeadDim > 128 ? kSteps - 4 : kSteps - 2;
 
   struct Entry {
-    std::uint16_t keys[kSlices][kStagePieces];  ///< which keys of a piece each slice visits
+    alignas(8) std::uint16_t keys[kSlices][kStagePieces];  ///< which keys of a piece each slice visits
     std::uint16_t wanted[kSlices];  ///< bit i: piece i is visited, bit 8 + i: but not every cell of it
     std::int32_t key[kStagePieces * kPieceKeys];  ///< where every key stands in the prompt
     int kind;
