@@ -38,7 +38,8 @@ struct WorkItem {
   }
 };
 
-/// Every warp tells for itself: another warp of its group may still be reading.
+/// Every warp tells for itself: another warp of its group may still be reading. One lane tells for all: the
+/// tensor cores alone have read the stage, and that lane what stands beside it.
 __device__ inline void release_stage(std::uint64_t* barrier) {
   __syncwarp();
   if ((threadIdx.x & 31) == 0) hopper::barrier_arrive(barrier);
@@ -54,6 +55,7 @@ struct QueryOperand {
   std::uint64_t descriptor;
 
   /// `q` are chunks of [64 rows, 64 channels] under the 128-byte swizzle, given back as soon as they may be.
+  /// Every thread gives them back for itself, as every thread reads them, and the number of the work item.
   __device__ void load(const __nv_bfloat16 (*q)[64 * 64], std::uint64_t* empty) {
     const int lane = static_cast<int>(threadIdx.x) & 31;
     const int row = ((static_cast<int>(threadIdx.x) >> 5) & 3) * 16 + (lane & 15);
@@ -63,13 +65,13 @@ struct QueryOperand {
       load_matrix(fragments[step], q[step / 4] + row * 64 + (piece ^ (row & 7)) * 8);
     }
     if constexpr (kAllInRegisters) {
-      release_stage(empty);
+      hopper::barrier_arrive(empty);
     } else {
       descriptor = hopper::operand(q, 16, 1024);
     }
   }
   __device__ void done(std::uint64_t* empty) const {
-    if constexpr (!kAllInRegisters) release_stage(empty);
+    if constexpr (!kAllInRegisters) hopper::barrier_arrive(empty);
   }
 };
 
@@ -79,6 +81,9 @@ struct HopperMma {
   /// s = q k^T, issued and committed, not waited for.
   __device__ static void scores(float (&s)[T::kKeys / 2], const QueryOperand<T>& q, std::uint64_t k) {
     hopper::pin(s);
+    std::uint64_t queries = q.descriptor;
+    // Hides where it comes from, so that the sixteen made of it are not kept over the loop.
+    if constexpr (T::kHeadDim > 128) asm volatile("" : "+l"(queries));
     hopper::wgmma_fence();
 #pragma unroll
     for (int step = 0; step < T::kHeadDim / 16; ++step) {
@@ -88,7 +93,7 @@ struct HopperMma {
       if (step < T::kQuerySteps) {
         hopper::WgmmaQk<T::kKeys>::run(s, q.fragments[step], keys, step != 0);
       } else {
-        hopper::WgmmaSs<T::kKeys>::run(s, q.descriptor + ((chunk * 64 * 128 + inside) >> 4), keys, step != 0);
+        hopper::WgmmaSs<T::kKeys>::run(s, queries + ((chunk * 64 * 128 + inside) >> 4), keys, step != 0);
       }
     }
     hopper::wgmma_commit();

@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     prefetch_map(&maps.k);
     prefetch_map(&maps.v);
     barrier_init(&shared.q_full, 1);
-    barrier_init(&shared.q_empty, kConsumerWarps);
+    barrier_init(&shared.q_empty, 32 * kConsumerWarps);
     for (int i = 0; i < T::kStages; ++i) {
       barrier_init(&shared.k_full[i], 1);
       barrier_init(&shared.v_full[i], 1);

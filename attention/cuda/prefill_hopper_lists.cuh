@@ -26,14 +26,22 @@ struct HopperListTraits {
   static constexpr int kQuerySteps = kHeadDim > 128 ? 0 : 4;
   static constexpr int kQBytes = kRows * kChunks * 64 * 2;
 
-  struct Step {
-    TileEntry<kSlices> tile[kTiles];
+  /// What a consumer warp must know of a step. A lane of the producer writes it and a lane of the consumer
+  /// reads it, and both tell the barriers themselves: the other lanes wait for nobody.
+  struct SliceStep {
+    std::uint64_t mask[kTiles];
+    int start[kTiles];  ///< first key, or first index into the head's columns
+    std::uint32_t flags;
   };
+  static constexpr std::uint32_t kEnd = 1;  ///< of the list, instead of tiles
+  /// For the first tile, of the second one the next bit: some keys are not listed; some row does not see all
+  /// of the listed keys, for the causal mask or the window; the tile is one of kept columns.
+  static constexpr std::uint32_t kMasked = 2, kEdge = 8, kColumns = 32;
   /// What one consumer warpgroup and its producer warp share.
   struct Half {
     alignas(1024) __nv_bfloat16 q[kChunks][kRows * 64];
     alignas(1024) __nv_bfloat16 stage[kStages][kStageElements];
-    Step step[kStages];  ///< beside K
+    SliceStep step[kStages][kSlices];  ///< beside K
     std::uint64_t q_full, q_empty, full[kStages], empty[kStages];
     int work;
   };
@@ -74,10 +82,11 @@ __device__ void hopper_produce_lists(const PrefillArgs& args, const HopperMaps& 
     const int kv_head = kv_head_of(args, item.head);
     walker.open(args.lists, item.head, item.first_row, args.tokens, args.window);
 
-    // Fills the next stage with the tiles that start at `start`, of the kinds `kind`.
+    // Fills the next stage with K or V of the tiles that start at `start`, of the kinds `kind`. Lanes that
+    // wrote the step tell that they have.
     const auto load = [&](bool keys, const int(&kind)[T::kTiles], const int(&start)[T::kTiles]) {
+      std::uint64_t* full = &half.full[place.stage];
       if (lane == 0) {
-        std::uint64_t* full = &half.full[place.stage];
         barrier_arrive_expect(full, T::kStageBytes);
 #pragma unroll
         for (int tile = 0; tile < T::kTiles; ++tile) {
@@ -88,6 +97,8 @@ __device__ void hopper_produce_lists(const PrefillArgs& args, const HopperMaps& 
             copy_box(half.stage[place.stage] + chunk * T::kChunkElements + tile * kTileKeys * 64, map, full,
                      chunk * 64, start[tile], range ? kv_head : item.head);
         }
+      } else if (lane < T::kSlices) {
+        barrier_arrive(full);
       }
       __syncwarp();
       place.advance();
@@ -95,27 +106,33 @@ __device__ void hopper_produce_lists(const PrefillArgs& args, const HopperMaps& 
 
     int last_kind[T::kTiles], last_start[T::kTiles];
     for (bool first = true;; first = false) {
-      barrier_wait(&half.empty[place.stage], place.parity ^ 1);
-      auto& step = half.step[place.stage];
       int kind[T::kTiles], start[T::kTiles];
+      typename T::SliceStep step;
+      step.flags = 0;
 #pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile) {
-        kind[tile] = walker.next(&step.tile[tile]);
-        start[tile] = step.tile[tile].start;
+      for (int i = 0; i < T::kTiles; ++i) {
+        Tile tile = walker.next();
+        if (i > 0 && tile.kind == kTileEnd) {
+          // The list has an odd number of tiles: the last one comes twice, and nobody sees the second.
+          tile.kind = kind[0], tile.start = start[0];
+        }
+        kind[i] = tile.kind, start[i] = tile.start;
+        step.mask[i] = tile.mask, step.start[i] = tile.start;
+        const int row = item.first_row + lane * kSliceRows;
+        const bool edge =
+            tile.last > row || (args.window > 0 && tile.first <= row + kSliceRows - 1 - args.window);
+        if (~tile.mask != 0) step.flags |= T::kMasked << i;
+        if (tile.mask != 0 && edge) step.flags |= T::kEdge << i;
+        if (tile.kind == kTileColumns) step.flags |= T::kColumns << i;
       }
       const bool end = kind[0] == kTileEnd;
+      if (end) step.flags = T::kEnd;
+      barrier_wait(&half.empty[place.stage], place.parity ^ 1);
+      if (lane < T::kSlices) half.step[place.stage][lane] = step;
       if (end) {
-        if (lane == 0) barrier_arrive(&half.full[place.stage]);
+        if (lane < T::kSlices) barrier_arrive(&half.full[place.stage]);
         place.advance();
       } else {
-        if (kind[T::kTiles - 1] == kTileEnd) {
-          // The list has an odd number of tiles: the last one comes twice, and nobody sees the second.
-          kind[T::kTiles - 1] = kind[0], start[T::kTiles - 1] = start[0];
-          auto& entry = step.tile[T::kTiles - 1];
-          if (lane < T::kSlices) entry.mask[lane] = 0;
-          if (lane == 0) entry.first = entry.last = 0;
-          __syncwarp();
-        }
         load(true, kind, start);
       }
       if (!first) {
@@ -167,48 +184,65 @@ class HopperListConsumer {
     return hopper::operand(half_.stage[stage], T::kKeys * 128, 1024);
   }
   /// Waits for the keys at place_; false: the list has ended.
-  __device__ bool more() const {
+  __device__ bool more() {
     hopper::barrier_wait(&half_.full[place_.stage], place_.parity);
-    return half_.step[place_.stage].tile[0].kind != kTileEnd;
+    flags_ = lane_ == 0 ? half_.step[place_.stage][slice_].flags : 0;
+    return !__any_sync(~0u, (flags_ & T::kEnd) != 0);
   }
   __device__ void release() {
     release_stage(&half_.empty[place_.stage]);
     place_.advance();
   }
 
-  /// List masks, causal mask and window of one tile of a step.
-  __device__ void mask(float (&s)[kTileKeys / 2], const TileEntry<T::kSlices>& entry) const {
-    const std::uint64_t bits = entry.mask[slice_];
-    if (bits != ~std::uint64_t{0}) mask_bits(s, bits);
-    const bool edge =
-        entry.last > row_ || (args_.window > 0 && entry.first <= row_ + kSliceRows - 1 - args_.window);
-    if (!edge) return;
+  /// List masks, causal mask and window of one tile of the step at place_. `flags`: of its first tile.
+  __device__ void mask(float (&s)[kTileKeys / 2], int tile, std::uint32_t flags) const {
+    const auto& step = half_.step[place_.stage][slice_];
+    if ((flags & T::kMasked) != 0) {
+      const std::uint64_t bits = lane_ == 0 ? step.mask[tile] : 0;
+      const std::uint64_t high = __reduce_or_sync(~0u, static_cast<std::uint32_t>(bits >> 32));
+      mask_bits(s, high << 32 | __reduce_or_sync(~0u, static_cast<std::uint32_t>(bits)));
+    }
+    if ((flags & T::kEdge) == 0) return;
+    const int start = static_cast<int>(
+        __reduce_or_sync(~0u, lane_ == 0 ? static_cast<std::uint32_t>(step.start[tile]) : 0u));
     const int row = row_ + lane_ / 4;
     const int below = args_.window > 0 ? args_.window - 1 : INT_MAX / 2;
-    if (entry.kind == kTileRange) {
-      const int last[2] = {row - entry.start, row + 8 - entry.start};
-      const int first[2] = {last[0] - below, last[1] - below};
-      mask_span(s, first, last);
-    } else if (entry.kind == kTileColumns) {
-      const std::int64_t begin = args_.lists.column_begin[head_];
-      const int count = static_cast<int>(args_.lists.column_begin[head_ + 1] - begin);
-      const std::int32_t* columns = args_.lists.columns + begin;
+    int last[2] = {row, row + 8};
+    int first[2] = {row - below, row + 8 - below};
 #pragma unroll
-      for (int i = 0; i < kTileKeys / 2; ++i) {
-        const int column = entry.start + (i / 4) * 8 + (lane_ & 3) * 2 + (i & 1);
-        const int key = column < count ? columns[column] : INT_MAX;
-        const int query = row + ((i >> 1) & 1) * 8;
-        if (key > query || key < query - below) s[i] = -INFINITY;
+    for (int r = 0; r < 2; ++r) {
+      if ((flags & T::kColumns) == 0) {
+        first[r] -= start, last[r] -= start;
+      } else {  // sorted, so that what a row sees is a span of them
+        first[r] = columns_up_to(start, first[r] - 1);
+        last[r] = columns_up_to(start, last[r]) - 1;
       }
     }
+    mask_span(s, first, last);
+  }
+  /// How many columns of the tile are at most `key`.
+  __device__ int columns_up_to(int start, int key) const {
+    const std::int64_t begin = args_.lists.column_begin[head_];
+    const int count = static_cast<int>(args_.lists.column_begin[head_ + 1] - begin);
+    const std::int32_t* columns = args_.lists.columns + begin;
+    int low = start, high = min(start + kTileKeys, count);
+#pragma unroll 1
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (columns[middle] <= key) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low - start;
   }
   /// From raw scores of the step at place_ to weights; gives the keys back in between.
-  __device__ void weigh(float (&s)[T::kKeys / 2], float (&rescale)[2]) {
+  __device__ void weigh(float (&s)[T::kKeys / 2], std::uint32_t flags, float (&rescale)[2]) {
     if (args_.softcap > 0.0f) apply_softcap(s, args_.scale, args_.softcap);
-    const auto& step = half_.step[place_.stage];
 #pragma unroll
     for (int tile = 0; tile < T::kTiles; ++tile)
-      mask(*reinterpret_cast<float(*)[kTileKeys / 2]>(s + tile * (kTileKeys / 2)), step.tile[tile]);
+      mask(*reinterpret_cast<float(*)[kTileKeys / 2]>(s + tile * (kTileKeys / 2)), tile, flags >> tile);
     release();
     softmax_.update(s, scale_log2_, rescale);
   }
@@ -224,9 +258,10 @@ class HopperListConsumer {
       return;
     }
     HopperMma<T>::scores(s, query_, k_operand(place_.stage));
+    std::uint32_t flags = __reduce_or_sync(~0u, flags_);
     wgmma_wait<0>();
     pin(s);
-    weigh(s, rescale);
+    weigh(s, flags, rescale);
     HopperMma<T>::pack(p, s);
     while (more()) {
       auto values = place_;
@@ -234,9 +269,10 @@ class HopperListConsumer {
       HopperMma<T>::scores(s, query_, k_operand(place_.stage));
       barrier_wait(&half_.full[values.stage], values.parity);
       HopperMma<T>::output(o_, p, v_operand(values.stage));
+      flags = __reduce_or_sync(~0u, flags_);
       wgmma_wait<1>();
       pin(s);
-      weigh(s, rescale);
+      weigh(s, flags, rescale);
       wgmma_wait<0>();
       pin(o_);
       release();
@@ -255,6 +291,7 @@ class HopperListConsumer {
   const PrefillArgs& args_;
   typename T::Half& half_;
   int lane_, slice_, head_ = 0, row_ = 0;
+  std::uint32_t flags_ = 0;  ///< of the step at place_, in lane 0
   float scale_log2_;
   RingPlace<T::kStages> place_;
   QueryOperand<T> query_;
@@ -276,9 +313,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     for (auto& half : shared.half) {
       constexpr int kWarps = 4;
       barrier_init(&half.q_full, 1);
-      barrier_init(&half.q_empty, kWarps);
+      barrier_init(&half.q_empty, 32 * kWarps);
       for (int i = 0; i < T::kStages; ++i) {
-        barrier_init(&half.full[i], 1);
+        barrier_init(&half.full[i], T::kSlices);
         barrier_init(&half.empty[i], kWarps);
       }
     }

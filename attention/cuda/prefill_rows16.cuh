@@ -94,6 +94,9 @@ __device__ inline Rows16Ring<T> rows16_ring(unsigned char* raw, int stages) {
   return {base, reinterpret_cast<typename T::Shared*>(base + stages * T::kStageBytes), stages};
 }
 
+/// All lanes write a buffer of bits and all lanes read it, so each tells for itself.
+inline constexpr int kBitsArrivals = 32;
+
 /// Fills the two buffers of bits in turn. The last buffer says that there are no more.
 template <class T>
 __device__ void rows16_expand(const PrefillArgs& args, const Rows16Item<T>& item,
@@ -105,12 +108,13 @@ __device__ void rows16_expand(const PrefillArgs& args, const Rows16Item<T>& item
   while (more) {
     ring::wait(&shared.bits_empty[place.stage], place.parity ^ 1);
     more = walker.expand(&shared.bits[place.stage]);
-    if ((threadIdx.x & 31) == 0) ring::arrive(&shared.bits_full[place.stage]);
+    ring::arrive(&shared.bits_full[place.stage]);
     place.advance(2);
   }
 }
 
-/// The warp that keeps the ring filled. `Copies` moves the bytes of a stage and arrives at its full barrier.
+/// The warp that keeps the ring filled. `Copies` moves the bytes of a stage and arrives at its full barrier,
+/// every lane for what it wrote of the entry.
 template <class T, class Copies>
 class Rows16Loader {
  public:
@@ -137,8 +141,7 @@ class Rows16Loader {
         ring::wait(&shared.bits_full[place.stage], place.parity);
         if (shared.bits[place.stage].start == INT_MAX) break;
         stream(shared.bits[place.stage]);
-        __syncwarp();
-        if (lane_ == 0) ring::arrive(&shared.bits_empty[place.stage]);
+        ring::arrive(&shared.bits_empty[place.stage]);
         place.advance(2);
       }
     }

@@ -39,7 +39,7 @@ __device__ inline void copy_box_to(std::uint16_t blocks, void* to, const CUtenso
 
 template <class T>
 struct Rows16HopperCopies {
-  static constexpr int kFullArrivals = 1;
+  static constexpr int kFullArrivals = 32;
   static constexpr int kEmptyArrivals = T::kWarps * T::kCluster;
   static constexpr int kUnits = 2 * T::kChunks;  ///< boxes of one piece
   static_assert(T::kStagePieces * kUnits <= 32 && kUnits % T::kCluster == 0);
@@ -49,7 +49,11 @@ struct Rows16HopperCopies {
   __device__ void load(unsigned char* to, std::uint64_t* full, int count, int kind,
                        const int (&first)[T::kStagePieces]) const {
     const int lane = static_cast<int>(threadIdx.x) & 31;
-    if (lane == 0) hopper::barrier_arrive_expect(full, count * T::kPieceBytes);
+    if (lane == 0) {
+      hopper::barrier_arrive_expect(full, count * T::kPieceBytes);
+    } else {
+      ring::arrive(full);
+    }
     __syncwarp();
     const int piece = lane / kUnits, unit = lane % kUnits;
     if (piece < count && unit % T::kCluster == rank) {
@@ -96,8 +100,8 @@ __global__ void __launch_bounds__(384, 1) __cluster_dims__(T::kCluster, 1, 1)
       ring::init(&ring.shared->empty[i], Copies::kEmptyArrivals);
     }
     for (int i = 0; i < 2; ++i) {
-      ring::init(&ring.shared->bits_full[i], 1);
-      ring::init(&ring.shared->bits_empty[i], 1);
+      ring::init(&ring.shared->bits_full[i], kBitsArrivals);
+      ring::init(&ring.shared->bits_empty[i], kBitsArrivals);
     }
     hopper::fence_barrier_init();
   }

@@ -6,11 +6,12 @@
 
 namespace lacuna {
 
-/// The whole warp copies; every lane tells when its own copies are there, lane 0 that the entry is written.
+/// The whole warp copies; every lane tells that its part of the entry is written, and when its copies are
+/// there.
 template <class T>
 struct Rows16Copies {
-  static constexpr int kFullArrivals = 33;
-  static constexpr int kEmptyArrivals = T::kWarps;
+  static constexpr int kFullArrivals = 64;
+  static constexpr int kEmptyArrivals = 32 * T::kWarps;
   const PrefillArgs& args;
   const __nv_bfloat16 *k, *v, *column_k, *column_v;
 
@@ -46,11 +47,9 @@ struct Rows16Copies {
       }
     }
     ring::arrive_after_copies(full);
-    if (lane == 0) ring::arrive(full);
+    ring::arrive(full);
   }
-  __device__ static void release(std::uint64_t* empty, int lane) {
-    if (lane == 0) ring::arrive(empty);
-  }
+  __device__ static void release(std::uint64_t* empty, int) { ring::arrive(empty); }
 };
 
 template <class T>

@@ -22,6 +22,13 @@ struct TileEntry {
   int kind;
 };
 
+/// A tile as the warp that walks sees it: the mask is of the lane's own slice, the rest is the same in all
+/// lanes.
+struct Tile {
+  std::uint64_t mask;
+  int start, first, last, kind;
+};
+
 /// One warp walks together; lane l < kSlices keeps the place in the list of slice l. `next` returns tiles in
 /// order: ranges left to right, then columns, then kTileEnd.
 template <int kSlices>
@@ -53,37 +60,43 @@ class TileWalker {
     }
   }
 
-  __device__ int next(TileEntry<kSlices>* entry) {
+  __device__ Tile next() {
+    Tile tile;
     const int start = static_cast<int>(__reduce_min_sync(~0u, static_cast<unsigned>(lo_)));
     if (start != INT_MAX) {
-      const std::uint64_t mask = take(start);
-      if (lane_ < kSlices) entry->mask[lane_] = mask;
-      if (lane_ == 0) {
-        entry->start = start;
-        entry->first = start;
-        entry->last = start + kTileKeys - 1;
-        entry->kind = kTileRange;
-      }
-      __syncwarp();
-      return kTileRange;
+      tile.mask = take(start);
+      tile.start = tile.first = start;
+      tile.last = start + kTileKeys - 1;
+      tile.kind = kTileRange;
+      return tile;
     }
     for (; tile_ * kTileKeys < column_count_; ++tile_) {
-      const std::uint64_t mask = masks_ != nullptr ? masks_[tile_] : 0;
-      if (!__any_sync(~0u, mask != 0)) continue;
-      if (lane_ < kSlices) entry->mask[lane_] = mask;
-      if (lane_ == 0) {
-        entry->start = tile_ * kTileKeys;
-        entry->first = columns_[tile_ * kTileKeys];
-        entry->last = columns_[min((tile_ + 1) * kTileKeys, column_count_) - 1];
-        entry->kind = kTileColumns;
-      }
-      __syncwarp();
+      tile.mask = masks_ != nullptr ? masks_[tile_] : 0;
+      if (!__any_sync(~0u, tile.mask != 0)) continue;
+      tile.start = tile_ * kTileKeys;
+      tile.first = columns_[tile.start];
+      tile.last = columns_[min(tile.start + kTileKeys, column_count_) - 1];
+      tile.kind = kTileColumns;
       ++tile_;
-      return kTileColumns;
+      return tile;
     }
-    if (lane_ == 0) entry->kind = kTileEnd;
+    tile.mask = 0;
+    tile.start = tile.first = tile.last = 0;
+    tile.kind = kTileEnd;
+    return tile;
+  }
+  /// The same for other warps to read, once they have met this one at a barrier.
+  __device__ int next(TileEntry<kSlices>* entry) {
+    const Tile tile = next();
+    if (lane_ < kSlices) entry->mask[lane_] = tile.mask;
+    if (lane_ == 0) {
+      entry->start = tile.start;
+      entry->first = tile.first;
+      entry->last = tile.last;
+      entry->kind = tile.kind;
+    }
     __syncwarp();
-    return kTileEnd;
+    return tile.kind;
   }
 
   __device__ const std::int32_t* columns() const { return columns_; }

@@ -54,8 +54,8 @@ void cluster_kernel(const PrefillArgs& args, int stages) {
       ring::init(&ring.shared->empty[i], T::kWarps * T::kCluster);
     }
     for (int i = 0; i < 2; ++i) {
-      ring::init(&ring.shared->bits_full[i], 1);
-      ring::init(&ring.shared->bits_empty[i], 1);
+      ring::init(&ring.shared->bits_full[i], kBitsArrivals);
+      ring::init(&ring.shared->bits_empty[i], kBitsArrivals);
     }
   }
   __syncthreads();
