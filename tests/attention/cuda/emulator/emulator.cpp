@@ -196,12 +196,19 @@ void signal_wait(std::uint64_t* at, int parity) {
 }
 unsigned char* shared() {
   const auto address = reinterpret_cast<std::uintptr_t>(shared_memory.data());
-  return shared_memory.data() + (1024 - address % 1024) % 1024 +
+  // As on a GPU, no better than a multiple of 128.
+  return shared_memory.data() + (1024 - address % 1024) % 1024 + 128 +
          static_cast<std::size_t>(running / block_threads) * block_shared_bytes;
 }
 void* in_block(void* at, int rank) {
   return static_cast<unsigned char*>(at) +
          (rank - running / block_threads) * static_cast<std::ptrdiff_t>(block_shared_bytes);
+}
+
+void check_alignment(const void* address, int bytes, const char* what) {
+  if (reinterpret_cast<std::uintptr_t>(address) % static_cast<unsigned>(bytes) == 0) return;
+  std::fprintf(stderr, "%s %p: ", what, address);
+  fail("misaligned address", running / 32);
 }
 
 void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel, int cluster) {
@@ -224,7 +231,7 @@ void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<v
   for (place.block.z = 0; place.block.z < blocks.z; ++place.block.z)
     for (place.block.y = 0; place.block.y < blocks.y; ++place.block.y)
       for (first_block = 0; first_block < blocks.x; first_block += static_cast<unsigned>(cluster)) {
-        shared_memory.assign(block_shared_bytes * static_cast<std::size_t>(cluster) + 2048, 0xFF);
+        shared_memory.assign(block_shared_bytes * static_cast<std::size_t>(cluster) + 2176, 0xFF);
         run_block(static_cast<int>(count));
       }
 }

@@ -59,6 +59,9 @@ void* in_block(void* shared,
 void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<void()> kernel,
             int cluster = 1);
 
+/// Ends the program when the address is no multiple of `bytes`: as a fault on a GPU.
+void check_alignment(const void* address, int bytes, const char* what);
+
 /// While a graph is captured nothing runs: launches, copies and fills are kept for its replays.
 inline std::vector<std::function<void()>>* capture = nullptr;
 inline bool kept_for_graph(std::function<void()> work) {

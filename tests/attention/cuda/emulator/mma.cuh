@@ -6,7 +6,9 @@
 namespace lacuna {
 
 inline void copy_async_16(void* to, const void* from, bool valid = true) {
+  emulator::check_alignment(to, 16, "cp.async to");
   if (valid) {
+    emulator::check_alignment(from, 16, "cp.async from");
     std::memcpy(to, from, 16);
   } else {
     std::memset(to, 0, 16);
@@ -22,6 +24,7 @@ inline void emulate_load(std::uint32_t (&r)[4], const void* row, bool transposed
   emulator::collective(row, [&] {
     for (int i = 0; i < 32; ++i)
       rows[i] = static_cast<const std::uint16_t*>(emulator::value_of<const void*>(i));
+    emulator::check_alignment(row, 16, "ldmatrix from");
     return 0;
   });
   const int a = emulator::lane() / 4, b = emulator::lane() % 4 * 2;
