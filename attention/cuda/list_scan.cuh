@@ -3,7 +3,7 @@
 
 #include "attention/cuda/radix.cuh"
 #include "attention/cuda/select_cuda.h"
-#include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
@@ -56,44 +56,45 @@ __device__ int warp_runs(const std::uint32_t* bits, int count, const Emit& emit)
 
 /// On entry range_begin[1 + i] is the number of ranges of list i; on exit range_begin is the CSR index. A
 /// list that does not fit into max_ranges is cut, and overflow is set.
-static __global__ void list_scan_kernel(std::int64_t* range_begin, std::int64_t lists,
-                                        std::int64_t max_ranges, int* overflow) {
-  __shared__ std::int64_t warp_total[kScanThreads / 32];
+static __global__ void __launch_bounds__(kScanThreads)
+    list_scan_kernel(std::int64_t* range_begin, std::int64_t lists, std::int64_t max_ranges, int* overflow) {
+  static_assert(kScanThreads == 32 * 32);
+  __shared__ std::int64_t of_warps[kScanThreads / 32];
+  wait_for_previous();
+  let_next_start();
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
-  std::int64_t before = 0;
+  constexpr int kAtOnce = kScanThreads * kScanLists;
+  std::int64_t* own = range_begin + 1 + thread * kScanLists;
+  std::int64_t left = lists - thread * kScanLists, before = 0, next[kScanLists];
+  const auto load = [&](std::int64_t first) {
+#pragma unroll
+    for (int j = 0; j < kScanLists; ++j) next[j] = first + j < left ? own[first + j] : 0;
+  };
   if (thread == 0) range_begin[0] = 0;
-  for (std::int64_t base = 0; base < lists; base += kScanThreads * kScanLists) {
-    std::int64_t* own = range_begin + 1 + base + thread * kScanLists;
-    const std::int64_t left = lists - base - thread * kScanLists;
+  load(0);
+  for (std::int64_t base = 0; base < lists; base += kAtOnce) {
     std::int64_t values[kScanLists], sum = 0;
 #pragma unroll
-    for (int j = 0; j < kScanLists; ++j) values[j] = j < left ? own[j] : 0;
-#pragma unroll
-    for (int j = 0; j < kScanLists; ++j) sum = values[j] += sum;
-    std::int64_t until = sum;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int64_t other = __shfl_up_sync(~0u, until, distance);
-      if (lane >= distance) until += other;
-    }
-    if (lane == 31) warp_total[warp] = until;
+    for (int j = 0; j < kScanLists; ++j) values[j] = sum += next[j];
+    load(base + kAtOnce);  // on their way meanwhile
+    const std::int64_t until = inclusive_scan(sum);
+    if (lane == 31) of_warps[warp] = until;
     __syncthreads();
-    std::int64_t until_warp = before, total = 0;
-    for (int w = 0; w < kScanThreads / 32; ++w) {
-      if (w < warp) until_warp += warp_total[w];
-      total += warp_total[w];
-    }
+    const std::int64_t until_warps = inclusive_scan(of_warps[lane]);
+    const std::int64_t earlier = __shfl_sync(~0u, until_warps, max(warp - 1, 0));
+    const std::int64_t begin = before + (warp == 0 ? 0 : earlier) + until - sum;
 #pragma unroll
     for (int j = 0; j < kScanLists; ++j)
-      if (j < left) own[j] = min(until_warp + until - sum + values[j], max_ranges);
-    before += total;
+      if (base + j < left) own[base + j] = min(begin + values[j], max_ranges);
+    before += __shfl_sync(~0u, until_warps, 31);
     __syncthreads();
   }
   if (thread == 0 && before > max_ranges) *overflow = 1;
 }
 
 inline void launch_list_scan(const TileListsOut& out, std::int64_t lists, cudaStream_t stream) {
-  list_scan_kernel<<<1, kScanThreads, 0, stream>>>(out.range_begin, lists, out.max_ranges, out.overflow);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(list_scan_kernel, 1, kScanThreads, 0, stream, out.range_begin, lists, out.max_ranges,
+                   out.overflow);
 }
 
 }  // namespace lacuna

@@ -1,22 +1,25 @@
 // From kept columns and diagonals to tile lists.
 //
-// What the rows [m, m + 64) ask for is, relative to m, the same for every m, but for where the walk over the
-// offsets begins and for keys before the first. So the offsets of a head are walked once; a row block walks
-// only until one of its ranges begins where one of the head's does, and copies the head's from there on.
+// Relative to their first row, all row blocks see the same line of offsets (offset_line.cuh) from some place
+// on. So the ranges of a head are found once, on the whole line; a row block looks for its own only until one
+// of them begins where one of the head's does, and copies the head's from there on.
 #include <algorithm>
 #include <climits>
 
 #include "attention/cuda/list_scan.cuh"
+#include "attention/cuda/offset_line.cuh"
 #include "attention/cuda/select_cuda.h"
 #include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
 namespace {
 
-constexpr int kBlock = 64;  ///< rows of a block and keys that an offset asks for
+constexpr int kBlock = kLineChunk;  ///< rows of a block
 constexpr int kThreads = 128;
-constexpr int kSharedOffsets = 8192;
+constexpr int kLineThreads = 1024;
+constexpr int kOffsetsAtOnce = 8;  ///< of a thread: neighbours, most of which share a word
 constexpr int kRemembered = 2;
 
 /// What a row block visits: its own first ranges, then the head's from `tail` on.
@@ -26,67 +29,146 @@ struct RowPlan {
 };
 
 struct SlashSpace {
-  KeyRange* relative;  ///< [heads, most_ranges]: start - m and width
+  LineChunk* lines;    ///< [heads, chunks]
+  int* range_of;       ///< [heads, chunks]: the range of the head that begins in this chunk, or -1
+  KeyRange* relative;  ///< [heads, most_ranges]: begin, relative to offset 0, and width
   int* relative_count;
-  int* range_of;  ///< [heads, offset_stride]: the range of the head that begins at this offset, or -1
   RowPlan* rows;  ///< [heads, row blocks]
-  int most_ranges, row_blocks;
+  int chunks, most_ranges, row_blocks;
+
+  __device__ LineChunk* line_of(int head) const { return lines + static_cast<std::int64_t>(head) * chunks; }
+  __device__ int* range_of_chunks(int head) const {
+    return range_of + static_cast<std::int64_t>(head) * chunks;
+  }
+  __device__ KeyRange* ranges_of(int head) const {
+    return relative + static_cast<std::int64_t>(head) * most_ranges;
+  }
 };
 
-/// How many of the `count` ascending offsets are below `bound`; near the end at first.
-__device__ int offsets_below(const std::int32_t* offsets, int count, int bound) {
-  int high = count, step = 1;
-  while (high - step >= 0 && offsets[high - step] >= bound) high -= step, step *= 2;
-  int low = max(high - step, -1) + 1;  // before low all are below, from high on none is
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (offsets[middle] < bound) {
-      low = middle + 1;
-    } else {
-      high = middle;
+/// What the block's threads before this one have together; the whole block calls it.
+template <class Join>
+__device__ int join_before(int value, int nothing, const Join& join, int (&of_warps)[kLineThreads / 32]) {
+  static_assert(kLineThreads == 32 * 32);
+  const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
+  const auto scan = [&](int x) {
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int other = __shfl_up_sync(~0u, x, distance);
+      if (lane >= distance) x = join(x, other);
     }
-  }
-  return low;
+    return x;
+  };
+  const auto before = [&](int until) {
+    const int x = __shfl_up_sync(~0u, until, 1);
+    return lane == 0 ? nothing : x;
+  };
+  const int until = scan(value), own = before(until);
+  __syncthreads();  // of_warps may still be read from the last time
+  if (lane == 31) of_warps[warp] = until;
+  __syncthreads();
+  const int warps = before(scan(of_warps[lane]));
+  return join(__shfl_sync(~0u, warps, warp), own);
 }
 
-/// The range that begins at offsets[next - 1], and next behind what it takes; the rule of
-/// methods/slash_lists.h. Keys before `first_key` are not asked for.
-__device__ KeyRange take_range(const std::int32_t* offsets, int& next, int m, int first_key, bool exact) {
-  const int start = max(m - offsets[next - 1], first_key);
-  int end = start + kBlock;
-  for (--next;;) {
-    next = offsets_below(offsets, next, m + kBlock - end);  // the others end inside the range
-    if (next == 0) break;
-    const int asked = max(m - offsets[next - 1], first_key);
-    if (asked > end) break;
-    end = exact ? asked + kBlock : end + kBlock;
+/// The offsets as bits. Neighbours are ascending, so a thread's own mostly lie in one or two words.
+__device__ void draw_line(const std::int32_t* offsets, int count, LineChunk* chunks, int zero) {
+  const auto add = [&](int word, unsigned bits) {
+    if (bits == 0) return;
+    atomicOr(reinterpret_cast<unsigned*>(&chunks[word / 2].offsets) + word % 2, bits);
+  };
+  for (int first = static_cast<int>(threadIdx.x) * kOffsetsAtOnce; first < count;
+       first += kLineThreads * kOffsetsAtOnce) {
+    int at[kOffsetsAtOnce];
+#pragma unroll
+    for (int i = 0; i < kOffsetsAtOnce; ++i) at[i] = first + i < count ? zero - offsets[first + i] : -1;
+    int word = 0;
+    unsigned bits = 0;
+#pragma unroll
+    for (int i = 0; i < kOffsetsAtOnce; ++i) {
+      if (at[i] < 0) continue;
+      if (at[i] / 32 != word) {
+        add(word, bits);
+        word = at[i] / 32, bits = 0;
+      }
+      bits |= 1u << at[i] % 32;
+    }
+    add(word, bits);
   }
-  return {start, end - start};
 }
 
-/// One block per head; one thread walks, when it can in shared memory.
-__global__ void relative_ranges_kernel(const __grid_constant__ SlashListsParams params,
-                                       const __grid_constant__ SlashSpace space) {
-  __shared__ std::int32_t copy[kSharedOffsets];
+/// Where gaps and offsets come next. A thread has a run of chunks, the first thread the last ones.
+__device__ void link_chunks(const OffsetLine& line, LineChunk* chunks, int count,
+                            int (&of_warps)[kLineThreads / 32]) {
+  const int own = (count + kLineThreads - 1) / kLineThreads;
+  const int end = count - static_cast<int>(threadIdx.x) * own, begin = max(end - own, 0);
+  const auto nearer = [](int a, int b) { return min(a, b); };
+  const auto walk = [&](int& gap, int& next, bool write) {
+    for (int chunk = end - 1; chunk >= begin; --chunk) {
+      const unsigned long long here = chunks[chunk].offsets;
+      if (here != 0) next = chunk;
+      if (!line.joined(chunk == 0 ? 0 : chunks[chunk - 1].offsets, here)) gap = chunk;
+      if (write) chunks[chunk].gap = gap, chunks[chunk].next = next;
+    }
+  };
+  int gap = INT_MAX, next = INT_MAX;
+  walk(gap, next, false);
+  gap = join_before(gap, INT_MAX, nearer, of_warps);
+  next = join_before(next, INT_MAX, nearer, of_warps);
+  walk(gap, next, true);
+}
+
+/// The ranges of a head. They fall into pieces that begin where a range does in any case; a thread walks the
+/// pieces that begin in its run of chunks.
+__device__ int find_ranges(const OffsetLine& line, int count, KeyRange* ranges, int* range_of,
+                           int (&of_warps)[kLineThreads / 32]) {
+  const int own = (count + kLineThreads - 1) / kLineThreads;
+  const int begin = static_cast<int>(threadIdx.x) * own, end = min(begin + own, count);
+  const auto walk = [&](const auto& emit) {
+    for (int chunk = begin; chunk < end; ++chunk) {
+      const unsigned long long here = line.chunks[chunk].offsets;
+      if (here == 0) continue;
+      int x = chunk * kLineChunk + lowest_bit(here);
+      if (!line.always_begins(x)) continue;
+      do {
+        const int range_end = line.end_of(x);
+        emit(x, range_end);
+        x = line.behind(range_end);
+      } while (x >= 0 && !line.always_begins(x));
+    }
+  };
+  int found = 0;
+  walk([&](int, int) { ++found; });
+  int at = join_before(
+      found, 0, [](int a, int b) { return a + b; }, of_warps);
+  walk([&](int x, int range_end) {
+    ranges[at] = {x - line.zero(), range_end - x};
+    range_of[x / kLineChunk] = at++;  // ranges are at least 64 wide: one begins in a chunk
+  });
+  return at;
+}
+
+/// One block per head.
+__global__ void __launch_bounds__(kLineThreads)
+    line_kernel(const __grid_constant__ SlashListsParams params, const __grid_constant__ SlashSpace space) {
+  __shared__ int of_warps[kLineThreads / 32];
+  wait_for_previous();
+  let_next_start();
   const int head = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   if (params.by_bits != nullptr && params.by_bits[head] != 0) return;
-  const std::int32_t* offsets = params.offsets + head * params.offset_stride;
-  const int count = params.offset_counts[head];
-  int* range_of = space.range_of + head * params.offset_stride;
-  for (int i = thread; i < count; i += kThreads) {
-    range_of[i] = -1;
-    if (count <= kSharedOffsets) copy[i] = offsets[i];
+  LineChunk* chunks = space.line_of(head);
+  int* range_of = space.range_of_chunks(head);
+  for (int chunk = thread; chunk < space.chunks; chunk += kLineThreads) {
+    chunks[chunk] = {0, 0, 0};
+    range_of[chunk] = -1;
   }
   __syncthreads();
-  if (thread != 0) return;
-  if (count <= kSharedOffsets) offsets = copy;
-  KeyRange* to = space.relative + static_cast<std::int64_t>(head) * space.most_ranges;
-  int ranges = 0;
-  for (int next = count; next > 0; ++ranges) {
-    range_of[next - 1] = ranges;
-    to[ranges] = take_range(offsets, next, 0, INT_MIN, params.exact);
-  }
-  space.relative_count[head] = ranges;
+  const OffsetLine line{chunks, space.row_blocks, params.exact};
+  draw_line(params.offsets + head * params.offset_stride, params.offset_counts[head], chunks, line.zero());
+  __syncthreads();
+  link_chunks(line, chunks, space.chunks, of_warps);
+  __syncthreads();
+  const int until = find_ranges(line, space.chunks, space.ranges_of(head), range_of, of_warps);
+  if (thread == kLineThreads - 1) space.relative_count[head] = until;
 }
 
 __device__ KeyRange clipped(KeyRange range, int limit) {
@@ -95,18 +177,25 @@ __device__ KeyRange clipped(KeyRange range, int limit) {
 
 /// Walks a row block's own ranges; emit(i, range).
 template <class Emit>
-__device__ RowPlan walk_row(const SlashListsParams& params, const SlashSpace& space, int head, int m,
+__device__ RowPlan walk_row(const SlashListsParams& params, const SlashSpace& space, int head, int block,
                             const Emit& emit) {
-  const std::int32_t* offsets = params.offsets + head * params.offset_stride;
-  const int* range_of = space.range_of + head * params.offset_stride;
-  const int limit = min(m + kBlock, static_cast<int>(params.tokens));
+  const OffsetLine line{space.line_of(head), space.row_blocks, params.exact};
+  const int* range_of = space.range_of_chunks(head);
+  const KeyRange* ranges = space.ranges_of(head);
+  const int limit = min((block + 1) * kBlock, static_cast<int>(params.tokens));
   RowPlan plan{0, space.relative_count[head], {}};
-  for (int next = offsets_below(offsets, params.offset_counts[head], m + kBlock); next > 0; ++plan.own) {
-    if (offsets[next - 1] <= m && range_of[next - 1] >= 0) {
-      plan.tail = range_of[next - 1];
+  // Offsets between the first row and the last ask for keys from 0 on, as if one lay there.
+  const int first_chunk = space.row_blocks - block, key_0 = first_chunk * kLineChunk;
+  int x = line.chunks[first_chunk - 1].offsets >> 1 != 0 ? key_0 : line.from(key_0);
+  while (x >= 0) {
+    const int range = range_of[x / kLineChunk];
+    if (range >= 0 && ranges[range].start == x - line.zero()) {
+      plan.tail = range;
       break;
     }
-    emit(plan.own, clipped(take_range(offsets, next, m, 0, params.exact), limit));
+    const int end = line.end_of(x);
+    emit(plan.own++, clipped({x - key_0, end - x}, limit));
+    x = line.behind(end);
   }
   return plan;
 }
@@ -114,6 +203,8 @@ __device__ RowPlan walk_row(const SlashListsParams& params, const SlashSpace& sp
 /// One thread per row block.
 __global__ void plan_rows_kernel(const __grid_constant__ SlashListsParams params,
                                  const __grid_constant__ SlashSpace space, std::int64_t* range_begin) {
+  wait_for_previous();
+  let_next_start();
   const int block = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   const int head = static_cast<int>(blockIdx.y);
   if (block >= space.row_blocks) return;
@@ -123,7 +214,7 @@ __global__ void plan_rows_kernel(const __grid_constant__ SlashListsParams params
     return;
   }
   KeyRange first[kRemembered] = {};
-  RowPlan plan = walk_row(params, space, head, block * kBlock, [&](int i, KeyRange range) {
+  RowPlan plan = walk_row(params, space, head, block, [&](int i, KeyRange range) {
 #pragma unroll
     for (int j = 0; j < kRemembered; ++j)
       if (i == j) first[j] = range;
@@ -138,6 +229,8 @@ __global__ void plan_rows_kernel(const __grid_constant__ SlashListsParams params
 __global__ void write_rows_kernel(const __grid_constant__ SlashListsParams params,
                                   const __grid_constant__ SlashSpace space,
                                   const __grid_constant__ TileListsOut out) {
+  wait_for_previous();
+  let_next_start();
   const int warp = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) >> 5);
   const int lane = static_cast<int>(threadIdx.x) & 31, head = static_cast<int>(blockIdx.y);
   if (warp >= space.row_blocks) return;
@@ -156,48 +249,56 @@ __global__ void write_rows_kernel(const __grid_constant__ SlashListsParams param
   const int m = warp * kBlock, limit = min(m + kBlock, tokens);
   const RowPlan plan = space.rows[slot];
   if (plan.own > kRemembered) {
-    if (lane == 0) walk_row(params, space, head, m, emit);
+    if (lane == 0) walk_row(params, space, head, warp, emit);
   } else {
 #pragma unroll
     for (int j = 0; j < kRemembered; ++j)
       if (lane == j && j < plan.own) emit(j, plan.ranges[j]);
   }
-  const KeyRange* relative = space.relative + static_cast<std::int64_t>(head) * space.most_ranges;
+  const KeyRange* relative = space.ranges_of(head);
   const int count = space.relative_count[head];
+#pragma unroll 4
   for (int i = plan.tail + lane; i < count; i += 32)
     emit(plan.own + i - plan.tail, clipped({m + relative[i].start, relative[i].width}, limit));
 }
 
-__global__ void place_columns_kernel(const __grid_constant__ SlashListsParams params,
-                                     std::int64_t* column_begin) {
-  std::int64_t at = 0;
-  column_begin[0] = 0;
-  for (int head = 0; head < params.heads; ++head) {
-    if (params.by_bits == nullptr || params.by_bits[head] == 0) at += params.column_counts[head];
-    column_begin[head + 1] = at;
-  }
-}
+/// Where a head's columns begin is what the heads before it have, which every warp adds up.
 __global__ void copy_columns_kernel(const __grid_constant__ SlashListsParams params,
                                     const __grid_constant__ TileListsOut out) {
-  const int head = static_cast<int>(blockIdx.y);
-  const auto count = static_cast<int>(out.column_begin[head + 1] - out.column_begin[head]);
+  wait_for_previous();
+  let_next_start();
+  const int lane = static_cast<int>(threadIdx.x) & 31, head = static_cast<int>(blockIdx.y);
+  const auto count_of = [&](int h) {
+    return params.by_bits == nullptr || params.by_bits[h] == 0 ? params.column_counts[h] : 0;
+  };
+  std::int64_t begin = 0;
+  for (int h = lane; h < head; h += 32) begin += count_of(h);
+  for (int distance = 16; distance > 0; distance /= 2) begin += __shfl_xor_sync(~0u, begin, distance);
+  const int count = count_of(head);
+  const std::int32_t* from = params.columns + head * params.column_stride;
+#pragma unroll 4
   for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < count;
        i += static_cast<int>(gridDim.x * blockDim.x))
-    out.columns[out.column_begin[head] + i] = params.columns[head * params.column_stride + i];
+    out.columns[begin + i] = from[i];
+  if (blockIdx.x > 0 || threadIdx.x > 0) return;
+  if (head == 0) out.column_begin[0] = 0;
+  out.column_begin[head + 1] = begin + count;
 }
 
 struct Layout {
-  int row_blocks, most_ranges;
-  std::size_t relative, relative_count, range_of, rows, total = 0;
+  int row_blocks, chunks, most_ranges;
+  std::size_t lines, range_of, relative, relative_count, rows, total = 0;
 
   Layout(int head_count, std::int64_t tokens, std::int64_t offset_stride) {
     row_blocks = static_cast<int>((tokens + kBlock - 1) / kBlock);
+    chunks = line_chunks(row_blocks);
     // Ranges are at least 64 wide and do not touch; the first may begin anywhere.
     most_ranges = static_cast<int>(std::min(offset_stride, tokens / (kBlock + 1) + 2));
-    const auto heads = static_cast<std::size_t>(head_count);
+    const auto heads = static_cast<std::size_t>(head_count), of_line = static_cast<std::size_t>(chunks);
+    lines = take(heads * of_line * sizeof(LineChunk));
+    range_of = take(heads * of_line * sizeof(int));
     relative = take(heads * static_cast<std::size_t>(most_ranges) * sizeof(KeyRange));
     relative_count = take(heads * sizeof(int));
-    range_of = take(heads * static_cast<std::size_t>(offset_stride) * sizeof(int));
     rows = take(heads * static_cast<std::size_t>(row_blocks) * sizeof(RowPlan));
   }
 
@@ -221,30 +322,25 @@ void slash_lists_cuda(const SlashListsParams& params, const TileListsOut& out, C
   if (workspace.bytes < layout.total)
     throw_cuda(cudaErrorMemoryAllocation, "slash lists: workspace too small");
   auto* base = static_cast<unsigned char*>(workspace.data);
-  const SlashSpace space{reinterpret_cast<KeyRange*>(base + layout.relative),
-                         reinterpret_cast<int*>(base + layout.relative_count),
+  const SlashSpace space{reinterpret_cast<LineChunk*>(base + layout.lines),
                          reinterpret_cast<int*>(base + layout.range_of),
+                         reinterpret_cast<KeyRange*>(base + layout.relative),
+                         reinterpret_cast<int*>(base + layout.relative_count),
                          reinterpret_cast<RowPlan*>(base + layout.rows),
+                         layout.chunks,
                          layout.most_ranges,
                          layout.row_blocks};
   const auto heads = static_cast<unsigned>(params.heads);
   const auto blocks_for = [](int threads) {
     return static_cast<unsigned>((threads + kThreads - 1) / kThreads);
   };
-  relative_ranges_kernel<<<heads, kThreads, 0, stream>>>(params, space);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-  const dim3 plan_grid(blocks_for(layout.row_blocks), heads);
-  plan_rows_kernel<<<plan_grid, kThreads, 0, stream>>>(params, space, out.range_begin);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-  launch_list_scan(out, static_cast<std::int64_t>(params.heads) * layout.row_blocks, stream);
+  const dim3 copy_grid(64, heads), plan_grid(blocks_for(layout.row_blocks), heads);
   const dim3 write_grid(blocks_for(layout.row_blocks * 32), heads);
-  write_rows_kernel<<<write_grid, kThreads, 0, stream>>>(params, space, out);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-  place_columns_kernel<<<1, 1, 0, stream>>>(params, out.column_begin);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-  const dim3 copy_grid(16, heads);
-  copy_columns_kernel<<<copy_grid, kThreads, 0, stream>>>(params, out);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(line_kernel, heads, kLineThreads, 0, stream, params, space);
+  launch_dependent(copy_columns_kernel, copy_grid, kThreads, 0, stream, params, out);
+  launch_dependent(plan_rows_kernel, plan_grid, kThreads, 0, stream, params, space, out.range_begin);
+  launch_list_scan(out, static_cast<std::int64_t>(params.heads) * layout.row_blocks, stream);
+  launch_dependent(write_rows_kernel, write_grid, kThreads, 0, stream, params, space, out);
 }
 
 }  // namespace lacuna

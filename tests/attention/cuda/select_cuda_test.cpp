@@ -145,16 +145,20 @@ TEST(SlashListsCuda, ReleasedAndExact) {
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     return static_cast<std::int64_t>((state >> 33) % static_cast<std::uint64_t>(n));
   };
-  // The longest has more offsets than fit into shared memory.
+  // Sparse and dense heads, an empty one, and gaps about as wide as what ends ranges: 64, 128 and up to both.
+  const std::int64_t gaps[3][2] = {{1, 130}, {62, 67}, {125, 131}};
   for (const std::int64_t tokens : {1, 64, 65, 1000, 5003, 20011})
     for (const bool exact : {false, true}) {
-      constexpr int kHeads = 3;
+      constexpr int kHeads = 6;
       const auto stride = static_cast<std::size_t>(tokens);
       std::vector<std::int32_t> offsets(kHeads * stride, -7), columns(kHeads * stride, -7), offset_counts,
           column_counts;
       std::vector<std::vector<std::int32_t>> kept(kHeads);
       for (std::size_t h = 0; h < kHeads; ++h) {
-        for (std::int64_t o = 0; o < tokens; ++o)
+        for (std::int64_t o = random(70); h >= 3 && o < tokens;
+             o += gaps[h - 3][0] + random(gaps[h - 3][1] - gaps[h - 3][0] + 1))
+          kept[h].push_back(static_cast<std::int32_t>(o));
+        for (std::int64_t o = 0; h < 3 && o < tokens; ++o)
           if ((o < 64 && h < 2) || random(h == 0 ? 90 : tokens > 20000 ? 2 : 8) == 0)
             kept[h].push_back(static_cast<std::int32_t>(o));
         if (h == 2 && tokens > 64) kept[h].clear();
@@ -170,7 +174,7 @@ TEST(SlashListsCuda, ReleasedAndExact) {
       const std::size_t capacity = static_cast<std::size_t>(kHeads * blocks * (tokens / 64 + 2));
       const DeviceVector<KeyRange> ranges(capacity);
       const DeviceVector<std::int64_t> begin(static_cast<std::size_t>(kHeads * blocks + 1)),
-          column_begin(std::size_t{4});
+          column_begin(std::size_t{kHeads + 1});
       const DeviceVector<std::int32_t> out_columns(kHeads * stride);
       const DeviceVector<int> overflow(std::vector<int>{0});
       SlashListsParams params;
