@@ -11,154 +11,86 @@
 #include "attention/cuda/mma.cuh"
 #include "core/cuda.h"
 #include "core/cuda_launch.cuh"
-#include "model/cuda/newest_slot.cuh"
 #include "model/cuda/skinny.h"
+#include "model/cuda/skinny_ends.cuh"
+#include "model/cuda/skinny_held.cuh"
 #include "model/cuda/vector.cuh"
 
 namespace lacuna {
 
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kStep = 32;  ///< Inputs of one load of a warp.
-constexpr int kOctet = 8;  ///< Outputs of half an instruction.
+using namespace skinny;  // NOLINT: the parts of this kernel
 
-/// How a block of kTiles units of 16 outputs for kRowTiles of 8 rows uses its shared memory.
-template <int kTiles, int kRowTiles, bool kNorm>
-struct RingLayout {
-  /// Up to 16 rows come through the ring, too: loaded a step ahead their latency would be the time of a step.
-  static constexpr bool kRows = kRowTiles <= 2;
-  static constexpr int kWeightPieces = 2 * kTiles * kThreads, kRowPieces = kRows ? kRowTiles * kThreads : 0,
-                       kNormPieces = kNorm ? kWarps * kStep / 4 : 0,
-                       kStagePieces = kWeightPieces + kRowPieces + kNormPieces;  ///< of 16 bytes
-  /// Three blocks of 8 rows, two of more fit on a multiprocessor of Hopper.
-  static constexpr int kStages = (kRowTiles == 1 ? 72 : 96) * 1024 / (kStagePieces * 16);
-  static_assert(kRows || !kNorm);
-  static constexpr int kBytes = kStages * kStagePieces * 16;
-  static_assert(kWarps * 8 * kRowTiles * (2 * kOctet * kTiles + 1) * 4 <= kBytes, "the warps' sums go there");
-};
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kBlocksOfMany = 1;  ///< of 64 outputs per multiprocessor: a second one would cost spills
-#else
-constexpr int kBlocksOfMany = 2;
-#endif
-constexpr std::int64_t kManyOutputs = 16384;  ///< Two blocks of 64 outputs for each multiprocessor of Hopper.
-
-/// Weights that nothing but this product reads, of small matrices, come into the second-level cache while the
-/// block waits: more than the ring holds. Attention over few pages leaves memory idle before the output
-/// projection.
-constexpr std::int64_t kAheadBytes = std::int64_t{32} << 20;
-
-/// The line of 128 bytes at `from` comes into the second-level cache.
-__device__ inline void fetch_ahead(const void* from) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-#endif
-}
-
-// --- What becomes of a product. A unit is two octets: octet(unit, 0) and octet(unit, 1) are their first rows
-// of w; finish() takes the sums of row `i` of both.
-// --------------------------------------------------------------------------
-
-struct LinearEnd {
-  static constexpr bool kWhole = false;  ///< Rows of w beyond the last may be asked for.
-  SkinnyOutput to;
-
-  __device__ std::int64_t octet(const SkinnyProduct&, std::int64_t unit, int which) const {
-    return unit * 2 * kOctet + which * kOctet;
-  }
-  __device__ void finish(const SkinnyProduct& p, int row, std::int64_t unit, int i,
-                         const float (&sums)[2]) const {
-#pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      const std::int64_t output = octet(p, unit, which) + i;
-      if (output >= p.outputs) continue;
-      const std::int64_t at = row * p.outputs + output;
-      float y = sums[which];
-      if (p.bias != nullptr) y += __bfloat162float(p.bias[output]);
-      if (to.float_output) {
-        auto* out = static_cast<float*>(to.y) + at;
-        if (to.accumulate) y += *out;
-        *out = to.cap > 0.0f ? to.cap * tanhf(y / to.cap) : y;
-      } else {
-        auto* out = static_cast<__nv_bfloat16*>(to.y) + at;
-        if (to.accumulate) y += __bfloat162float(*out);
-        *out = __float2bfloat16_rn(y);
-      }
-    }
-  }
-};
-
-struct GatedEnd {
-  static constexpr bool kWhole = true;
-  SkinnyGated to;
-
-  __device__ std::int64_t octet(const SkinnyProduct& p, std::int64_t unit, int which) const {
-    return unit * kOctet + which * (p.outputs / 2);
-  }
-  __device__ void finish(const SkinnyProduct& p, int row, std::int64_t unit, int i,
-                         const float (&sums)[2]) const {
-    const std::int64_t half = p.outputs / 2, output = unit * kOctet + i;
-    float gate = sums[0], up = sums[1];
-    if (p.bias != nullptr) {
-      gate += __bfloat162float(p.bias[output]);
-      up += __bfloat162float(p.bias[half + output]);
-    }
-    const float activated = to.gelu ? activate<true>(gate) : activate<false>(gate);
-    to.out[row * half + output] = __float2bfloat16_rn(activated * up);
-  }
-};
-
-struct CacheEnd {
-  static constexpr bool kWhole = true;
-  CacheTarget to;
-
-  __device__ std::int64_t octet(const SkinnyProduct&, std::int64_t unit, int which) const {
-    const int half = to.head_dim / 2, octets = half / kOctet, flat = static_cast<int>(unit);
-    return flat / octets * to.head_dim + flat % octets * kOctet + which * half;
-  }
-  __device__ void finish(const SkinnyProduct& p, int row, std::int64_t unit, int i,
-                         const float (&sums)[2]) const {
-    const int half = to.head_dim / 2, octets = half / kOctet, flat = static_cast<int>(unit);
-    const int head = flat / octets, channel = flat % octets * kOctet + i;
-    float a = sums[0], b = sums[1];
-    if (p.bias != nullptr) {
-      a += __bfloat162float(p.bias[head * to.head_dim + channel]);
-      b += __bfloat162float(p.bias[head * to.head_dim + half + channel]);
-    }
-    if (head < to.q_heads + to.kv_heads) {
-      const std::int64_t angle = static_cast<std::int64_t>(to.positions[row]) * half + channel;
-      const float c = to.cos[angle], s = to.sin[angle], x = a, y = b;
-      a = x * c - y * s;
-      b = y * c + x * s;
-    }
-    __nv_bfloat16* out = newest_row(to.to, row, head, to.q_heads, to.kv_heads, to.head_dim);
-    if (out == nullptr) return;
-    out[channel] = __float2bfloat16_rn(a);
-    out[channel + half] = __float2bfloat16_rn(b);
-  }
-};
-
-/// Of a row whose squares add up to `squares`.
-__device__ inline float row_factor(const SkinnyProduct& args, float squares) {
-  return 1.0f / sqrtf(squares / static_cast<float>(args.inputs) + args.eps);
-}
-
-// --- The product
+// --- So few rows that a block holds x
 // ---------------------------------------------------------------------------------------------------
 
-/// kTiles units of 16 outputs, kRowTiles of 8 rows. The order in which an output and a row's squares are
-/// summed depends on the number of inputs alone.
-template <int kTiles, int kRowTiles, bool kNorm, class End>
-__global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
-                                            : kTiles == 2 ? 2
-                                                          : kBlocksOfMany)
+template <int kDepth, bool kNorm, class End>
+__global__ void __launch_bounds__(kThreads, 3)
+    held_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end) {
+  extern __shared__ __align__(128) unsigned char raw[];
+  held_product<kDepth, kNorm>(args, end, raw);
+}
+
+/// Starts it and returns true, if x fits.
+template <class End>
+bool launch_held(const SkinnyProduct& product, const End& end, cudaStream_t stream) {
+  if (product.rows > kHeldRows) return false;
+  const CudaDevice& device = current_cuda_device();
+  constexpr int kReserved = 1024;  // bytes of a multiprocessor's shared memory per block
+  const HeldLayout layout(product);
+  const auto units = (product.outputs + 2 * kOctet - 1) / (2 * kOctet);
+  const auto start = [&](auto kernel, int blocks, int bytes) {
+    LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    const auto resident = static_cast<std::int64_t>(blocks) * device.multiprocessors;
+    launch_dependent(kernel, static_cast<unsigned>(units < resident ? units : resident), kThreads, bytes,
+                     stream, product, end);
+    return true;
+  };
+  const bool norm = product.norm != nullptr;
+  for (int blocks = 3; blocks > 0; --blocks) {
+    const int most = (device.max_shared_bytes + kReserved) / blocks - kReserved;
+    const auto fits = [&](int depth) { return layout.bytes(product.rows, depth) <= most; };
+    if (fits(6))
+      return start(norm ? held_kernel<6, true, End> : held_kernel<6, false, End>, blocks,
+                   layout.bytes(product.rows, 6));
+    if (fits(4))
+      return start(norm ? held_kernel<4, true, End> : held_kernel<4, false, End>, blocks,
+                   layout.bytes(product.rows, 4));
+    if (fits(3) && blocks > 1)
+      return start(norm ? held_kernel<3, true, End> : held_kernel<3, false, End>, blocks,
+                   layout.bytes(product.rows, 3));
+  }
+  return false;
+}
+
+// --- More rows
+// ---------------------------------------------------------------------------------------------------
+
+/// How a block of kTiles units of 16 outputs for kRowTiles of 8 rows uses its shared memory.
+template <int kTiles, int kRowTiles>
+struct RingLayout {
+  /// Up to 16 rows come through the ring, too, where many outputs share them. Otherwise the first-level cache
+  /// serves them better, for which the ring must leave room.
+  static constexpr bool kRows = kRowTiles == 1 || (kRowTiles == 2 && kTiles > 1);
+  static constexpr int kWeightPieces = 2 * kTiles * kThreads, kRowPieces = kRows ? kRowTiles * kThreads : 0,
+                       kStagePieces = kWeightPieces + kRowPieces;  ///< of 16 bytes
+  static constexpr int kStages = (kRowTiles == 1 ? 72 : kRows ? 96 : 64) * 1024 / (kStagePieces * 16);
+  static constexpr int kBytes = kStages * kStagePieces * 16;
+  static_assert(kWarps * 8 * kRowTiles * 2 * kOctet * kTiles * 4 <= kBytes, "the warps' sums go there");
+};
+
+constexpr std::int64_t kManyOutputs = 16384;  ///< Two blocks of 32 outputs for each multiprocessor of Hopper.
+
+/// kTiles units of 16 outputs, kRowTiles of 8 rows, which are normed already. The order in which an output is
+/// summed depends on the number of inputs alone: that of held_kernel.
+template <int kTiles, int kRowTiles, class End>
+__global__ void __launch_bounds__(kThreads, kTiles)
     skinny_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end) {
-  using Ring = RingLayout<kTiles, kRowTiles, kNorm>;
+  using Ring = RingLayout<kTiles, kRowTiles>;
   constexpr int kOutputs = 2 * kOctet * kTiles, kRows = 8 * kRowTiles, kDepth = Ring::kStages;
   extern __shared__ __align__(128) unsigned char raw[];
-  auto* ring = reinterpret_cast<uint4*>(raw);  // [kDepth][kStagePieces]: weights, rows, norm
+  auto* ring = reinterpret_cast<uint4*>(raw);  // [kDepth][kStagePieces]: weights, rows
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int group = lane / 4, quarter = lane % 4;
   const std::int64_t first_unit = static_cast<std::int64_t>(blockIdx.x) * kTiles,
@@ -177,48 +109,34 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
   int x[kRowTiles];  // where this lane's rows begin
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) x[r] = (r * 8 + group < args.rows ? r * 8 + group : 0) * args.inputs;
-  const int first = warp * kStep + quarter * kVector;  // of this lane's inputs
-  constexpr int kStride = kWarps * kStep;
+  // A step is half a slab: the inputs of this lane's pieces.
+  const auto input = [&](int step) {
+    return warp * kSlab + quarter * kVector + step / 2 * kStride + step % 2 * (kSlab / 2);
+  };
   const auto fetch_weights = [&](int step, int stage) {
-    const int at = first + step * kStride;
+    const int at = input(step);
     const bool inside = at < args.inputs;
     uint4* to = ring + stage * Ring::kStagePieces + thread;
 #pragma unroll
     for (int m = 0; m < 2 * kTiles; ++m)
       copy_async_16(to + m * kThreads, weights + w[m] + (inside ? at / kVector : 0), inside);
-    if (Ring::kNormPieces > 0 && lane < kStep / 4) {  // the warp's 32 floats
-      const int norm = warp * kStep + lane * 4 + step * kStride;
-      const bool exists = norm < args.inputs;
-      copy_async_16(to - thread + Ring::kWeightPieces + Ring::kRowPieces + warp * (kStep / 4) + lane,
-                    args.norm + (exists ? norm : 0), exists);
-    }
   };
   const auto fetch_rows = [&](int step, int stage) {
     if (!Ring::kRows) return;
-    const int at = first + step * kStride;
+    const int at = input(step);
     const bool inside = at < args.inputs;
     uint4* to = ring + stage * Ring::kStagePieces + Ring::kWeightPieces + thread;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
       copy_async_16(to + r * kThreads, args.x + x[r] + (inside ? at : 0), inside);
   };
-  const int steps = (args.inputs - warp * kStep + kStride - 1) / kStride;  // the same in a warp; may be 0
+  const int slabs = (args.inputs + kSlab - 1) / kSlab;
+  const int steps = (slabs - warp + kWarps - 1) / kWarps * 2;  // the same in a warp; may be 0
   for (int step = 0; step < kDepth - 1; ++step) {
     if (step < steps) fetch_weights(step, step);
     copy_async_commit();
   }
   let_next_start();
-  if (args.outputs * args.inputs * 2 <= kAheadBytes) {
-    constexpr int kHeld = (kDepth - 1) * kStride, kLine = 64;  // inputs
-    const int lines = (args.inputs - kHeld + kLine - 1) / kLine;
-    for (int i = thread; i < kOutputs * lines; i += kThreads) {
-      const int row = i / lines;
-      const std::int64_t unit = first_unit + row / (2 * kOctet);
-      const std::int64_t output = end.octet(args, unit, row / kOctet % 2) + row % kOctet;
-      if (unit < units && output < args.outputs)
-        fetch_ahead(args.w + output * args.inputs + kHeld + (i - row * lines) * kLine);
-    }
-  }
   wait_for_previous();
   // A group of its own for each step: in both parts of the ring's life kDepth - 2 younger groups may be
   // pending when a step begins.
@@ -227,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
     copy_async_commit();
   }
 
-  float sums[kTiles][kRowTiles][4] = {}, squares[kRowTiles] = {};
+  float sums[kTiles][kRowTiles][4] = {};
   uint4 b[kRowTiles], next[kRowTiles];
   const auto load_rows = [&](int step) {
-    const int at = first + step * kStride;
+    const int at = input(step);
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r)
       next[r] = at < args.inputs ? *reinterpret_cast<const uint4*>(args.x + x[r] + at) : uint4{0, 0, 0, 0};
@@ -249,24 +167,6 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
     if (Ring::kRows) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) b[r] = from[Ring::kWeightPieces + r * kThreads];
-    }
-    if (kNorm) {
-      __syncwarp();  // other lanes fetched the norm
-      float norm[kVector];
-      load_floats(reinterpret_cast<const float*>(from - thread + Ring::kWeightPieces + Ring::kRowPieces +
-                                                 warp * (kStep / 4) + quarter * 2),
-                  norm);
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        float values[kVector];
-        unpack(b[r], values);
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) {
-          squares[r] += values[e] * values[e];
-          values[e] *= norm[e];
-        }
-        b[r] = pack(values);
-      }
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
@@ -291,8 +191,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
   copy_async_wait<0>();
   __syncthreads();  // the ring's memory now takes the warps' sums
 
-  auto* partial = reinterpret_cast<float*>(raw);             // [kWarps][kRows][kOutputs]
-  float* row_squares = partial + kWarps * kRows * kOutputs;  // [kWarps][kRows]
+  auto* partial = reinterpret_cast<float*>(raw);  // [kWarps][kRows][kOutputs]
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
@@ -302,10 +201,6 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
         const int row = r * 8 + quarter * 2 + e % 2, output = m * 16 + e / 2 * 8 + group;
         partial[(warp * kRows + row) * kOutputs + output] = sums[m][r][e];
       }
-    }
-    if (kNorm) {
-      const float sum = sum_of_lanes(squares[r], 4);
-      if (quarter == 0) row_squares[warp * kRows + r * 8 + group] = sum;
     }
   }
   __syncthreads();
@@ -319,14 +214,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
       both[0] += from[v * kRows * kOutputs];
       both[1] += from[v * kRows * kOutputs + kOctet];
     }
-    if (kNorm) {
-      float sum = row_squares[row];
-#pragma unroll
-      for (int v = 1; v < kWarps; ++v) sum += row_squares[v * kRows + row];
-      const float scale = row_factor(args, sum);
-      both[0] *= scale;
-      both[1] *= scale;
-    } else if (args.norm != nullptr) {
+    if (args.norm != nullptr) {
       both[0] *= args.factors[row];
       both[1] *= args.factors[row];
     }
@@ -334,16 +222,19 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1   ? 1
   }
 }
 
-/// normed = x * norm and factors = 1 / sqrt(mean(x^2) + eps), with the bits of skinny_kernel: a lane here
-/// adds the squares that lane l % 4 of warp l / 4 adds there. Block: one row.
+/// normed = x * norm and factors = 1 / sqrt(mean(x^2) + eps), with the bits of held_kernel: a lane here adds
+/// the squares that lane l % 4 of warp l / 4 adds there. Block: one row.
 __global__ void __launch_bounds__(32) scale_rows_kernel(const __grid_constant__ SkinnyProduct args) {
   let_next_start();
   wait_for_previous();
   const int lane = static_cast<int>(threadIdx.x);
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * args.inputs;
   float squares = 0.0f;
+  const int first = lane / 4 * kSlab + lane % 4 * kVector;
 #pragma unroll 4
-  for (int at = lane * kVector; at < args.inputs; at += kWarps * kStep) {
+  for (int step = 0; first + step / 2 * kStride < args.inputs; ++step) {
+    const int at = first + step / 2 * kStride + step % 2 * (kSlab / 2);
+    if (at >= args.inputs) break;
     float values[kVector], norm[kVector];
     unpack(*reinterpret_cast<const uint4*>(args.x + row + at), values);
     load_floats(args.norm + at, norm);
@@ -361,10 +252,10 @@ __global__ void __launch_bounds__(32) scale_rows_kernel(const __grid_constant__ 
   if (lane == 0) args.factors[blockIdx.x] = row_factor(args, sum);
 }
 
-template <int kTiles, int kRowTiles, bool kNorm, class End>
+template <int kTiles, int kRowTiles, class End>
 void launch_tiles(const SkinnyProduct& product, const End& end, cudaStream_t stream) {
-  constexpr int kOutputs = 2 * kOctet * kTiles, kBytes = RingLayout<kTiles, kRowTiles, kNorm>::kBytes;
-  const auto kernel = skinny_kernel<kTiles, kRowTiles, kNorm, End>;
+  constexpr int kOutputs = 2 * kOctet * kTiles, kBytes = RingLayout<kTiles, kRowTiles>::kBytes;
+  const auto kernel = skinny_kernel<kTiles, kRowTiles, End>;
   LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const auto blocks = static_cast<unsigned>((product.outputs + kOutputs - 1) / kOutputs);
   launch_dependent(kernel, blocks, kThreads, kBytes, stream, product, end);
@@ -374,22 +265,18 @@ void launch_tiles(const SkinnyProduct& product, const End& end, cudaStream_t str
 template <class End>
 void launch(const SkinnyProduct& given, const End& end, cudaStream_t stream) {
   if (given.rows == 0 || given.outputs == 0) return;
-  if (given.rows <= 8) {
-    if (given.norm != nullptr) return launch_tiles<1, 1, true>(given, end, stream);
-    return launch_tiles<1, 1, false>(given, end, stream);
-  }
+  if (launch_held(given, end, stream)) return;
   SkinnyProduct product = given;
   if (product.norm != nullptr) {
     launch_dependent(scale_rows_kernel, static_cast<unsigned>(product.rows), 32, 0, stream, product);
     product.x = product.normed;
   }
-  const bool many = product.outputs >= kManyOutputs;
+  if (product.rows <= 8) return launch_tiles<1, 1>(product, end, stream);
   if (product.rows <= 16) {
-    if (many) return launch_tiles<2, 2, false>(product, end, stream);
-    return launch_tiles<1, 2, false>(product, end, stream);
+    if (product.outputs >= kManyOutputs) return launch_tiles<2, 2>(product, end, stream);
+    return launch_tiles<1, 2>(product, end, stream);
   }
-  if (many) return launch_tiles<4, 4, false>(product, end, stream);
-  launch_tiles<2, 4, false>(product, end, stream);
+  launch_tiles<2, 4>(product, end, stream);
 }
 
 }  // namespace

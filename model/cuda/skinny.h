@@ -24,8 +24,8 @@ struct SkinnyProduct {
   const __nv_bfloat16* bias = nullptr;  ///< [outputs] or null
   const float* norm = nullptr;          ///< [inputs] or null
   float eps = 0;
-  /// With a norm: memory for x * norm and the rows' factors, which more than 8 rows get from a kernel of
-  /// their own.
+  /// With a norm: memory for x * norm and the rows' factors, which more rows than a block can hold get from a
+  /// kernel of their own.
   __nv_bfloat16* normed = nullptr;  ///< [rows, inputs]
   float* factors = nullptr;         ///< [rows]
   int rows = 0;                     ///< at most kSkinnyRows
