@@ -2,11 +2,12 @@
 // per block, and nothing but weights is under way afterwards. Read by every warp and step from the
 // second-level cache, the same few lines of x would be wanted by all multiprocessors at the same time.
 //
+// Wants attention/cuda/mma.cuh before it, which the emulator replaces.
+//
 // The grid is as many blocks as the device holds at once. A block takes unit after unit, and its ring of
 // weights runs on from one to the next.
 #pragma once
 
-#include "attention/cuda/mma.cuh"
 #include "core/cuda.h"
 #include "core/cuda_launch.cuh"
 #include "model/cuda/skinny.h"
