@@ -195,23 +195,24 @@ __global__ void slash_bits_kernel(const __grid_constant__ SlashBitsArgs args) {
   if (args.skip_heads != nullptr && args.skip_heads[head] != 0) return;
   for (int w = thread; w < words; w += kThreads) row_bits[w] = 0;
   __syncthreads();
-  const auto set = [&](int b) {
-    const unsigned bit = 1u << (b & 31);
-    if ((row_bits[b / 32] & bit) == 0) atomicOr(row_bits + b / 32, bit);
-  };
+  const auto set = [&](int b) { atomicOr(row_bits + b / 32, 1u << (b & 31)); };
   if (thread == 0) {
     set(0);
     set(row);
   }
   const std::int32_t* columns = args.kept.columns + head * args.kept.column_stride;
-  for (int i = thread; i < args.kept.column_counts[head]; i += kThreads)
-    if (columns[i] / args.block <= row) set(columns[i] / args.block);
+  // Sorted: neighbours often mean the same block, which the first of them sets.
+  for (int i = thread; i < args.kept.column_counts[head]; i += kThreads) {
+    const int b = columns[i] / args.block;
+    if (b <= row && (i == 0 || columns[i - 1] / args.block != b)) set(b);
+  }
   const int first = row * args.block, last = min(first + args.block, args.tokens) - 1;
   const std::int32_t* offsets = args.kept.offsets + head * args.kept.offset_stride;
   for (int i = thread; i < args.kept.offset_counts[head]; i += kThreads) {
     if (offsets[i] > last) break;
-    set((last - offsets[i]) / args.block);
-    set(max(first - offsets[i], 0) / args.block);
+    const int high = (last - offsets[i]) / args.block, low = max(first - offsets[i], 0) / args.block;
+    if (i == 0 || (last - offsets[i - 1]) / args.block != high) set(high);
+    if (i == 0 || max(first - offsets[i - 1], 0) / args.block != low) set(low);
   }
   __syncthreads();
   std::uint32_t* to =

@@ -191,13 +191,15 @@ __device__ Cut best(const Row<kThreads, kHeld>& row, unsigned k, Shared<kThreads
     if (inside > kFew) continue;
     if (thread < static_cast<int>(inside)) {
       const std::uint32_t mine = shared.key[thread];
-      unsigned above = 0, equal = 0;
+      unsigned above = 0, equal = 0, before = 0;
       for (unsigned i = 0; i < inside; ++i) {
         const std::uint32_t other = shared.key[i];
         above += other > mine ? 1u : 0u;
         equal += other == mine ? 1u : 0u;
+        before += other == mine && i < static_cast<unsigned>(thread) ? 1u : 0u;
       }
-      if (above < k && k <= above + equal) shared.threshold = mine, shared.wanted = k - above;
+      // One of the equal ones tells.
+      if (before == 0 && above < k && k <= above + equal) shared.threshold = mine, shared.wanted = k - above;
     }
     __syncthreads();
     return {shared.threshold, shared.wanted};
