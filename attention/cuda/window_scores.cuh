@@ -6,6 +6,10 @@
 // queries in registers, so that each tile of keys is all it reads; its threads own keys, whose sums over
 // queries are then mostly sums of registers. All sums have a fixed order.
 //
+// Tensor cores, exponentials and shared memory are each busy for about as long. So that they work at the same
+// time, scores are computed half a tile at a time, and between its steps lie parts of what becomes of the
+// half before.
+//
 // 131072 tokens, 28 heads of 128, W = 256: 240 GFLOP and 0.94 G exponentials per pass, 0.4 ms for mma.sync.
 #pragma once
 
@@ -46,36 +50,24 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
   }
 
   WindowRows rows;
-  float shift[8];
+  WindowWeights<T> weights;
   if constexpr (kSecond) {
-    const int rows_padded = args.shape.row_blocks * kWarpRows * args.shape.warps_per_head;
-    const float* from = args.row_shift + static_cast<std::int64_t>(max(at.head, 0)) * rows_padded +
-                        at.warp_row - args.first_row + (at.lane & 3) * 2;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) shift[i] = from[i / 2 * 8 + i % 2];
+    weights.load(args, at);
     for (int i = at.lane; i < T::kDiagonals; i += 32) shared.diagonal[at.warp][i] = 0.0f;
     for (int i = at.lane; i < 8 * T::kStripPitch; i += 32) shared.strip[at.warp][i] = 0.0f;
   }
-
-  for (int tile = 0; tile < tiles; ++tile) {
-    copy_async_wait<T::kStages - 2>();
-    __syncthreads();
-    const int ahead = tile + T::kStages - 1, key = at.first_key + tile * kTileKeys;
-    if (ahead < tiles)
-      window_load_keys<T>(args, k, at.first_key + ahead * kTileKeys, shared.k[ahead % T::kStages]);
-    copy_async_commit();
+  const auto use = [&](int part, WindowHalf& s, int half) {
     if constexpr (kSecond) {
-      if (tile > 0) window_write_columns<T>(args, at, tile - 1, false, shared);
+      weights.use(part, args, at, s, factor, half, shared);
+    } else {
+      rows.add(part, s, factor);
     }
-    if (!at.works || key > at.warp_row + kWarpRows - 1) {  // beyond the diagonal of all rows of this warp
-      if constexpr (kSecond) {
-        for (int i = at.lane; i < kTileKeys; i += 32)
-          shared.column_sum[tile & 1][at.warp][i] = shared.column_max[tile & 1][at.warp][i] = 0.0f;
-      }
-      continue;
-    }
-    WindowTile s = {};
-    const __nv_bfloat16* keys = shared.k[tile % T::kStages];
+  };
+  constexpr int kParts = kSecond ? WindowWeights<T>::kParts : WindowRows::kParts;
+  // The scores of one half in the making, while those of the one before it are used.
+  const auto next_half = [&](WindowHalf& s, int half, WindowHalf& last) {
+    const __nv_bfloat16* keys = shared.k[half / 2 % T::kStages] + half % 2 * kHalfKeys * T::kHeadDim;
+    window_fill(s, 0.0f);
 #pragma unroll
     for (int step = 0; step < T::kSteps; ++step) {
       if constexpr (T::kHoldQueries) {
@@ -84,27 +76,38 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
         window_query_operands<T>(q, step, held[0]);
         window_products<T>(s, keys, step, held[0]);
       }
+#pragma unroll
+      for (int part = step * kParts / T::kSteps; part < (step + 1) * kParts / T::kSteps; ++part)
+        use(part, last, max(half - 1, 0));
     }
-    window_mask(args, at, key, s);
-    if constexpr (!kSecond) {
-      rows.add(s, factor);
-    } else {
-#pragma unroll
-      for (int m = 0; m < 4; ++m)
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) s[m][n][e] = exp2_fast(fmaf(s[m][n][e], factor, -shift[n * 2 + e % 2]));
-      window_columns<T>(args, at, s, tile & 1, shared);
-      if (args.diagonal_part != nullptr) window_diagonals<T>(at, s, tile, shared);
+    window_mask(args, at, at.first_key + half * kHalfKeys, s);
+  };
+
+  WindowHalf first, second;
+  window_fill(second, -INFINITY);  // before the first half: weights of nothing
+  for (int tile = 0; tile < tiles; ++tile) {
+    copy_async_wait<T::kStages - 2>();
+    __syncthreads();
+    const int ahead = tile + T::kStages - 1;
+    if (ahead < tiles)
+      window_load_keys<T>(args, k, at.first_key + ahead * kTileKeys, shared.k[ahead % T::kStages]);
+    copy_async_commit();
+    if constexpr (kSecond) {
+      if (tile > 1) window_write_columns<T>(args, at, tile - 2, false, shared);
     }
+    next_half(first, 2 * tile, second);
+    next_half(second, 2 * tile + 1, first);
+  }
+  if (tiles > 0) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) use(part, second, 2 * tiles - 1);
   }
 
   if constexpr (!kSecond) {
     rows.write(args, at, factor);
   } else {
     __syncthreads();
-    for (int tile = max(tiles - 1, 0); tile < kWindowSpan / kTileKeys; ++tile)
+    for (int tile = max(tiles - 2, 0); tile < kWindowSpan / kTileKeys; ++tile)
       window_write_columns<T>(args, at, tile, tile >= tiles, shared);
     if (args.diagonal_part != nullptr) window_write_diagonals<T>(args, at, shared);
   }

@@ -8,31 +8,30 @@ namespace lacuna {
 
 /// Pass 1: maximum (of raw scores) and sum of this thread's 8 queries over its keys so far.
 struct WindowRows {
+  static constexpr int kParts = 4;
   float top[8], sum[8];
 
   __device__ WindowRows() {
 #pragma unroll
     for (int i = 0; i < 8; ++i) top[i] = -INFINITY, sum[i] = 0.0f;
   }
-  __device__ void add(const WindowTile& s, float factor) {
+  /// Two queries of half a tile.
+  __device__ void add(int n, const WindowHalf& s, float factor) {
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int e = 0; e < 2; ++e) {
+      const int i = n * 2 + e;
+      const float high =
+          fmaxf(fmaxf(fmaxf(s[0][n][e], s[0][n][e + 2]), fmaxf(s[1][n][e], s[1][n][e + 2])), top[i]);
+      const float shift = high == -INFINITY ? 0.0f : high * factor;
+      // sum is 0, or NaN from a NaN score, while nothing has been seen
+      float total = top[i] == -INFINITY ? sum[i] : sum[i] * exp2_fast(fmaf(top[i], factor, -shift));
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int i = n * 2 + e;
-        float high = top[i];
-#pragma unroll
-        for (int m = 0; m < 4; ++m) high = fmaxf(high, fmaxf(s[m][n][e], s[m][n][e + 2]));
-        const float shift = high == -INFINITY ? 0.0f : high * factor;
-        // sum is 0, or NaN from a NaN score, while nothing has been seen
-        float total = top[i] == -INFINITY ? sum[i] : sum[i] * exp2_fast(fmaf(top[i], factor, -shift));
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-          total +=
-              exp2_fast(fmaf(s[m][n][e], factor, -shift)) + exp2_fast(fmaf(s[m][n][e + 2], factor, -shift));
-        top[i] = high;
-        sum[i] = total;
-      }
+      for (int m = 0; m < 2; ++m)
+        total +=
+            exp2_fast(fmaf(s[m][n][e], factor, -shift)) + exp2_fast(fmaf(s[m][n][e + 2], factor, -shift));
+      top[i] = high;
+      sum[i] = total;
+    }
   }
   /// Joins the lanes that have the same queries and writes the span's part.
   __device__ void write(const WindowArgs& args, const WindowPlace& at, float factor) {
@@ -58,77 +57,105 @@ struct WindowRows {
   }
 };
 
-/// Sum or maximum over the four lanes that have the same 8 keys; each keeps two of them, index first + j.
+/// Sum or maximum over the four lanes that have the same 4 keys; each keeps one of them, (lane & 1) * 2 +
+/// (lane >> 1 & 1).
 template <class Join>
-__device__ void window_join_quad(const float (&value)[8], float (&kept)[2], const Join& join) {
+__device__ float window_join_quad(const float (&value)[4], const Join& join) {
   const bool odd = (threadIdx.x & 1) != 0, high = (threadIdx.x & 2) != 0;
-  float half[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-    half[j] = join(odd ? value[j + 4] : value[j], __shfl_xor_sync(~0u, odd ? value[j] : value[j + 4], 1));
+  float half[2];
 #pragma unroll
   for (int j = 0; j < 2; ++j)
-    kept[j] = join(high ? half[j + 2] : half[j], __shfl_xor_sync(~0u, high ? half[j] : half[j + 2], 2));
+    half[j] = join(odd ? value[j + 2] : value[j], __shfl_xor_sync(~0u, odd ? value[j] : value[j + 2], 1));
+  return join(high ? half[1] : half[0], __shfl_xor_sync(~0u, high ? half[0] : half[1], 2));
 }
 
-/// Pass 2: sums (and maxima) of the tile's weights over this warp's queries, by key.
+/// Pass 2: sums (and maxima) of the weights of a half over this warp's queries, by key.
 template <class T>
-__device__ void window_columns(const WindowArgs& args, const WindowPlace& at, const WindowTile& s, int slot,
+__device__ void window_columns(const WindowArgs& args, const WindowPlace& at, const WindowHalf& s, int half,
                                typename T::Shared& shared) {
-  float value[8], kept[2];
-  const int first = (at.lane & 1) * 4 + (at.lane & 2);
-  const auto store = [&](float* to) {
+  float value[4];
+  const int key = half % 2 * kHalfKeys + ((at.lane & 1) * 2 + (at.lane >> 1 & 1)) * 8 + at.lane / 4;
+  const int slot = half / 2 % kColumnSlots;
 #pragma unroll
-    for (int j = 0; j < 2; ++j) to[(first + j) * 8 + at.lane / 4] = kept[j];
-  };
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const auto at_key = [&](int n) { return s[i / 2][n][i % 2 * 2] + s[i / 2][n][i % 2 * 2 + 1]; };
     value[i] = (at_key(0) + at_key(1)) + (at_key(2) + at_key(3));
   }
-  window_join_quad(value, kept, [](float a, float b) { return a + b; });
-  store(shared.column_sum[slot][at.warp]);
+  shared.column_sum[slot][at.warp][key] = window_join_quad(value, [](float a, float b) { return a + b; });
   if (args.column_max == nullptr) return;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 4; ++i) {
     const auto at_key = [&](int n) { return fmaxf(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1]); };
     value[i] = fmaxf(fmaxf(at_key(0), at_key(1)), fmaxf(at_key(2), at_key(3)));
   }
-  window_join_quad(value, kept, [](float a, float b) { return fmaxf(a, b); });
-  store(shared.column_max[slot][at.warp]);
+  shared.column_max[slot][at.warp][key] =
+      window_join_quad(value, [](float a, float b) { return fmaxf(a, b); });
 }
 
-/// Pass 2: adds the tile's weights to this warp's diagonals. Blocks of 8 x 8 on one diagonal of blocks meet
-/// in registers; what is left are 8 rows of keys, read along their diagonals.
+/// Pass 2: the weights of a half on their way to this warp's diagonals. Blocks of 8 x 8 on one diagonal of
+/// blocks meet in registers; what is left are 8 rows of keys, ...
 template <class T>
-__device__ void window_diagonals(const WindowPlace& at, const WindowTile& s, int tile,
-                                 typename T::Shared& shared) {
-  float* strip = shared.strip[at.warp];
-  float* row = strip + at.lane / 4 * T::kStripPitch + T::kStripZeros + (at.lane & 3) * 2;
+__device__ void window_write_strip(const WindowPlace& at, const WindowHalf& s, typename T::Shared& shared) {
+  float* row = shared.strip[at.warp] + at.lane / 4 * T::kStripPitch + T::kStripZeros + (at.lane & 3) * 2;
   __syncwarp();
 #pragma unroll
-  for (int c = 0; c < 11; ++c) {  // query block - key block = c - 7
+  for (int c = 0; c < 7; ++c) {  // query block - key block = c - 3
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
-      const int key = n - (c - 7);
-      if (key < 0 || key > 7) continue;
+      const int key = n - (c - 3);
+      if (key < 0 || key > 3) continue;
       sum.x += s[key / 2][n][key % 2 * 2];
       sum.y += s[key / 2][n][key % 2 * 2 + 1];
     }
     *reinterpret_cast<float2*>(row + c * 8) = sum;
   }
   __syncwarp();
-  // Entry d: query - key = d - 63 within the tile.
+}
+/// ... read along their diagonals.
+template <class T>
+__device__ void window_read_strip(const WindowPlace& at, int half, typename T::Shared& shared) {
+  const float* strip = shared.strip[at.warp];
+  // Entry d: query - key = d - 31 within the half.
 #pragma unroll
-  for (int part = 0; part < 3; ++part) {
+  for (int part = 0; part < 2; ++part) {
     const int d = part * 32 + at.lane;
     float total = 0.0f;
 #pragma unroll
     for (int r = 0; r < 8; ++r) total += strip[r * T::kStripPitch + T::kStripZeros + d - 7 + r];
-    shared.diagonal[at.warp][d + kWindowSpan - kTileKeys - tile * kTileKeys] += total;
+    shared.diagonal[at.warp][d + kWindowSpan - kHalfKeys - half * kHalfKeys] += total;
   }
 }
+
+/// Pass 2: what becomes of the scores of a half, in parts.
+template <class T>
+struct WindowWeights {
+  static constexpr int kParts = 7;
+  float shift[8];
+
+  __device__ void load(const WindowArgs& args, const WindowPlace& at) {
+    const int rows_padded = args.shape.row_blocks * kWarpRows * args.shape.warps_per_head;
+    const float* from = args.row_shift + static_cast<std::int64_t>(max(at.head, 0)) * rows_padded +
+                        at.warp_row - args.first_row + (at.lane & 3) * 2;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) shift[i] = from[i / 2 * 8 + i % 2];
+  }
+  __device__ void use(int part, const WindowArgs& args, const WindowPlace& at, WindowHalf& s, float factor,
+                      int half, typename T::Shared& shared) const {
+    if (part < 4) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          s[m][part][e] = exp2_fast(fmaf(s[m][part][e], factor, -shift[part * 2 + e % 2]));
+    } else if (part == 4) {
+      window_columns<T>(args, at, s, half, shared);
+    } else if (args.diagonal_part != nullptr) {
+      if (part == 5) window_write_strip<T>(at, s, shared);
+      if (part == 6) window_read_strip<T>(at, half, shared);
+    }
+  }
+};
 
 /// Writes the columns of a tile: the sums over the warps of each head.
 template <class T>
@@ -141,8 +168,8 @@ __device__ void window_write_columns(const WindowArgs& args, const WindowPlace& 
     if (head < 0 || key >= args.tokens) continue;
     float total = 0.0f, high = 0.0f;
     for (int w = part * per_head; w < (part + 1) * per_head && !empty; ++w) {
-      total += shared.column_sum[tile & 1][w][column];
-      if (args.column_max != nullptr) high = fmaxf(high, shared.column_max[tile & 1][w][column]);
+      total += shared.column_sum[tile % kColumnSlots][w][column];
+      if (args.column_max != nullptr) high = fmaxf(high, shared.column_max[tile % kColumnSlots][w][column]);
     }
     const std::int64_t to =
         (static_cast<std::int64_t>(at.row_block) * args.q_heads + head) * args.tokens + key;

@@ -11,6 +11,11 @@
 
 namespace lacuna {
 
+/// Scores are computed and used half a tile at a time.
+inline constexpr int kHalfKeys = kTileKeys / 2;
+/// Tiles whose columns are being added up or written.
+inline constexpr int kColumnSlots = 3;
+
 template <int kHeadDim_>
 struct WindowTraits {
   static constexpr int kHeadDim = kHeadDim_;
@@ -19,16 +24,16 @@ struct WindowTraits {
   static constexpr bool kHoldQueries = kHeadDim <= 128;  ///< else they are read from shared memory each time
   static constexpr int kStages = kHoldQueries ? 3 : 2;
   static constexpr int kRows = kWindowWarps * kWarpRows;
-  /// A strip has 8 rows of keys, 88 diagonals of blocks of 8, and 8 zeros on both sides.
-  static constexpr int kStripZeros = 8, kStripWidth = 88, kStripPitch = kStripWidth + 2 * kStripZeros;
+  /// A strip has 8 rows of keys, 56 diagonals of blocks of 8, and 8 zeros on both sides.
+  static constexpr int kStripZeros = 8, kStripWidth = 56, kStripPitch = kStripWidth + 2 * kStripZeros;
   static constexpr int kDiagonals = kWarpRows + kWindowSpan;
 
   struct Shared {
     alignas(16) __nv_bfloat16 k[kStages][kTileKeys * kHeadDim];
     alignas(16) __nv_bfloat16 q[kHoldQueries ? 8 : kRows * kHeadDim];
     alignas(16) float strip[kWindowWarps][8 * kStripPitch];
-    float column_sum[2][kWindowWarps][kTileKeys];
-    float column_max[2][kWindowWarps][kTileKeys];
+    float column_sum[kColumnSlots][kWindowWarps][kTileKeys];
+    float column_max[kColumnSlots][kWindowWarps][kTileKeys];
     float diagonal[kWindowWarps][kDiagonals];
   };
   // Queries on their way to registers lie where keys come next.
@@ -109,14 +114,23 @@ __device__ void window_query_operands(const __nv_bfloat16* q, int step, std::uin
 }
 
 /// s[m][n][e]: key m * 16 + e / 2 * 8 + lane / 4, query n * 8 + lane % 4 * 2 + e % 2.
-using WindowTile = float[4][4][4];
+using WindowHalf = float[2][4][4];
+
+__device__ inline void window_fill(WindowHalf& s, float value) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[m][n][e] = value;
+}
 
 template <class T>
-__device__ void window_products(WindowTile& s, const __nv_bfloat16* k, int step,
+__device__ void window_products(WindowHalf& s, const __nv_bfloat16* k, int step,
                                 const std::uint32_t (&b)[2][4]) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
-  for (int m = 0; m < 4; ++m) {
+  for (int m = 0; m < 2; ++m) {
     std::uint32_t a[4];
     load_matrix(a, k + swizzled<T::kHeadDim>(m * 16 + (lane & 15), step * 2 + (lane >> 4)));
 #pragma unroll
@@ -125,20 +139,20 @@ __device__ void window_products(WindowTile& s, const __nv_bfloat16* k, int step,
 }
 
 /// Soft cap and mask: -inf where a query does not see a key.
-__device__ inline void window_mask(const WindowArgs& args, const WindowPlace& at, int key, WindowTile& s) {
+__device__ inline void window_mask(const WindowArgs& args, const WindowPlace& at, int key, WindowHalf& s) {
   if (args.softcap > 0.0f) {
 #pragma unroll
-    for (int m = 0; m < 4; ++m)
+    for (int m = 0; m < 2; ++m)
 #pragma unroll
       for (int n = 0; n < 4; ++n) apply_softcap(s[m][n], args.scale, args.softcap);
   }
   const int last_row = at.warp_row + kWarpRows - 1;
-  const bool edge = key + kTileKeys - 1 > at.warp_row || last_row >= args.tokens ||
+  const bool edge = key + kHalfKeys - 1 > at.warp_row || last_row >= args.tokens ||
                     (args.window > 0 && key <= last_row - args.window);
   if (!edge) return;
   const int below = args.window > 0 ? args.window - 1 : INT_MAX / 2;
 #pragma unroll
-  for (int m = 0; m < 4; ++m)
+  for (int m = 0; m < 2; ++m)
 #pragma unroll
     for (int n = 0; n < 4; ++n)
 #pragma unroll
