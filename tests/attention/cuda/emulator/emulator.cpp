@@ -40,6 +40,7 @@ lacuna_switch_fiber:
 namespace emulator {
 
 Place place;
+Observer* observer = nullptr;
 
 namespace {
 
@@ -50,6 +51,7 @@ struct Fiber {
   const std::uint64_t* signal = nullptr;  ///< kAtSignal: which, and the parity of the phase that must be over
   int signal_parity = 0;
   int parity = 0;
+  bool synchronises = false;  ///< kAtWarp: at __syncwarp, not at a collective
 };
 
 constexpr std::size_t kStackBytes = 1 << 16;
@@ -57,7 +59,7 @@ constexpr int kMaxWarps = 32;
 std::vector<Fiber> fibers;
 std::vector<char> stacks;
 void* scheduler_stack;
-int running;
+int running = -1;
 unsigned first_block;
 int block_threads;               ///< of one block; the fibers are those of all blocks of a cluster
 std::size_t block_shared_bytes;  ///< from one block's shared memory to the next one's
@@ -115,8 +117,10 @@ bool run_warp(int warp, int threads) {
     bool ran = false;
     for (int i = begin; i < end; ++i) {
       Fiber& fiber = fibers[static_cast<std::size_t>(i)];
-      if (fiber.state == State::kAtSignal && is_over(fiber.signal, fiber.signal_parity))
+      if (fiber.state == State::kAtSignal && is_over(fiber.signal, fiber.signal_parity)) {
         fiber.state = State::kReady;
+        if (observer != nullptr) observer->waited(i, fiber.signal, fiber.signal_parity);
+      }
       if (fiber.state != State::kReady) continue;
       running = i;
       place.thread = {static_cast<unsigned>(i % block_threads), 0, 0};
@@ -134,11 +138,16 @@ bool run_warp(int warp, int threads) {
     if (at_warp == 0 || at_signal > 0) return ever;
     if (at_block > 0) fail("some lanes wait for their warp, others for the block", warp);
     present[warp] = 0;
-    for (int i = begin; i < end; ++i)
-      if (fibers[static_cast<std::size_t>(i)].state == State::kAtWarp) {
-        fibers[static_cast<std::size_t>(i)].state = State::kReady;
-        present[warp] |= 1u << (i - begin);
-      }
+    unsigned synchronised = 0;
+    for (int i = begin; i < end; ++i) {
+      Fiber& fiber = fibers[static_cast<std::size_t>(i)];
+      if (fiber.state != State::kAtWarp) continue;
+      fiber.state = State::kReady;
+      present[warp] |= 1u << (i - begin);
+      if (fiber.synchronises) synchronised |= 1u << (i - begin);
+      fiber.synchronises = false;
+    }
+    if (observer != nullptr && synchronised != 0) observer->met(begin, synchronised);
   }
 }
 void run_block(int threads) {
@@ -162,11 +171,13 @@ void run_block(int threads) {
       waiting = true;
     }
     if (!waiting) return;
+    if (observer != nullptr) observer->all_met();
   }
 }
 
 }  // namespace
 
+int thread() { return running; }
 int lane() { return running & 31; }
 unsigned alive() { return present[running / 32]; }
 void* slot(int of_lane) {
@@ -174,14 +185,20 @@ void* slot(int of_lane) {
 }
 void next_collective() { fibers[static_cast<std::size_t>(running)].parity ^= 1; }
 void warp_barrier() { wait(State::kAtWarp); }
+void warp_sync() {
+  fibers[static_cast<std::size_t>(running)].synchronises = true;
+  wait(State::kAtWarp);
+}
 void block_barrier() { wait(State::kAtBlock); }
 void signal_init(std::uint64_t* to, int arrivals) {
   const Signal signal{static_cast<std::int16_t>(arrivals), static_cast<std::int16_t>(arrivals), 0};
+  if (observer != nullptr) observer->set_up(to);
   std::memcpy(to, &signal, sizeof signal);
 }
 void signal_arrive(std::uint64_t* at) {
   Signal signal = read_signal(at);
   if (signal.missing <= 0) fail("arrives at a barrier that was not set up", running / 32);
+  if (observer != nullptr) observer->arrived(running, at, signal.missing == 1, signal.phase & 1);
   if (--signal.missing == 0) {
     signal.missing = signal.arrivals;
     signal.phase ^= 1;
@@ -232,8 +249,11 @@ void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<v
     for (place.block.y = 0; place.block.y < blocks.y; ++place.block.y)
       for (first_block = 0; first_block < blocks.x; first_block += static_cast<unsigned>(cluster)) {
         shared_memory.assign(block_shared_bytes * static_cast<std::size_t>(cluster) + 2176, 0xFF);
+        if (observer != nullptr)
+          observer->begin(static_cast<int>(count), shared_memory.data(), shared_memory.size());
         run_block(static_cast<int>(count));
       }
+  running = -1;
 }
 
 }  // namespace emulator

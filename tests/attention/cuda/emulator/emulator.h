@@ -42,8 +42,29 @@ struct Place {
 };
 extern Place place;  ///< of the fiber that runs
 
-void warp_barrier();
+/// Told of all by which threads can know what other threads have done, and of shared variables; races.cpp has
+/// one. Threads are numbered over the blocks of a cluster.
+struct Observer {
+  virtual ~Observer() = default;
+  virtual void begin(int threads, const unsigned char* shared,
+                     std::size_t bytes) = 0;                        ///< a block or cluster
+  virtual void variable(const void* begin, std::size_t bytes) = 0;  ///< __shared__, not dynamic
+  virtual void met(int first, unsigned lanes) = 0;                  ///< at __syncwarp
+  virtual void all_met() = 0;
+  virtual void set_up(const void* signal) = 0;
+  virtual void arrived(int thread, const void* signal, bool last, int parity) = 0;
+  virtual void waited(int thread, const void* signal, int parity) = 0;
+  virtual void atomic(const void* at, std::size_t bytes, const void* code) = 0;
+};
+extern Observer* observer;  ///< null: nobody looks
+
+int thread();         ///< that runs; negative outside of kernels
+void warp_barrier();  ///< of a collective, which orders no accesses to memory
+void warp_sync();
 void block_barrier();
+inline void shared_variable(const void* begin, std::size_t bytes) {
+  if (observer != nullptr) observer->variable(begin, bytes);
+}
 int lane();
 unsigned alive();         ///< lanes of this warp that had not returned at its last barrier
 void* slot(int lane);     ///< where a lane of this warp leaves its operand of a collective, 64 bytes
@@ -106,7 +127,7 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
 
 inline void __syncthreads() { emulator::block_barrier(); }
 inline void __syncwarp() {
-  emulator::warp_barrier();
+  emulator::warp_sync();
   emulator::next_collective();
 }
 inline void __threadfence() {}
@@ -171,15 +192,20 @@ inline float __uint_as_float(unsigned bits) {
   return x;
 }
 inline float __fdividef(float a, float b) { return a / b; }
+/// Atomics are known to the observer as such, not as reads and writes; not inlined, so that it knows from
+/// where.
+#define LACUNA_EMULATED_ATOMIC __attribute__((no_sanitize("thread"), noinline))
 template <class T>
-T atomicAdd(T* to, T value) {
+LACUNA_EMULATED_ATOMIC T atomicAdd(T* to, T value) {
+  if (emulator::observer != nullptr) emulator::observer->atomic(to, sizeof(T), __builtin_return_address(0));
   const T old = *to;
   *to += value;
   return old;
 }
 
 template <class T>
-T atomicOr(T* to, T value) {
+LACUNA_EMULATED_ATOMIC T atomicOr(T* to, T value) {
+  if (emulator::observer != nullptr) emulator::observer->atomic(to, sizeof(T), __builtin_return_address(0));
   const T old = *to;
   *to |= value;
   return old;

@@ -26,11 +26,17 @@ def launch(match):
     return f"emulator::launch({grid}, {block}, {shared}, [=] {{ {match.group(1)}({match.group(3)}); }});"
 
 
+def shared(match):
+    names = [re.search(r"(\w+)\s*(\[.*)?$", piece.strip()).group(1) for piece in arguments(match.group(1))]
+    told = " ".join(f"emulator::shared_variable(&{name}, sizeof({name}));" for name in names)
+    return f"static {match.group(1)}; {told}"
+
+
 def translate(text):
     text = text.replace("#include <cuda_runtime.h>\n", "")  # the emulator's functions stand in
     text = text.replace("extern __shared__ __align__(128) unsigned char raw[];", "unsigned char* raw = emulator::shared();")
     text = text.replace("static __global__", "static")
-    text = re.sub(r"\b__shared__\b", "static", text)
+    text = re.sub(r"\b__shared__\s+([^;]*);", shared, text)
     text = re.sub(r'asm\("ex2.approx.ftz.f32[^;]*;"[^;]*;', "y = exp2f(x);", text)
     text = re.sub(r'asm\("cvt.rn.bf16x2[^)]*\)[^;]*;', "packed = emulator_pack(low, high);", text)
     return re.sub(r"([A-Za-z_]\w*(?:<[^<>;]*>)?)<<<(.*?)>>>\((.*?)\);", launch, text, flags=re.S)
