@@ -115,16 +115,16 @@ __global__ void join_diagonals_kernel(const float* part, float* to, int q_heads,
 
 unsigned blocks_for(std::int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
 
-void launch_pass(int head_dim, const WindowArgs& args, bool second, cudaStream_t stream) {
+void launch_pass(int head_dim, const WindowArgs& args, WindowPass pass, cudaStream_t stream) {
   switch (head_dim) {
     case 64:
-      return launch_window_pass<64>(args, second, stream);
+      return launch_window_pass<64>(args, pass, stream);
     case 96:
-      return launch_window_pass<96>(args, second, stream);
+      return launch_window_pass<96>(args, pass, stream);
     case 128:
-      return launch_window_pass<128>(args, second, stream);
+      return launch_window_pass<128>(args, pass, stream);
     case 256:
-      return launch_window_pass<256>(args, second, stream);
+      return launch_window_pass<256>(args, pass, stream);
     default:
       throw_cuda(cudaErrorInvalidValue, "window scores: head_dim must be 64, 96, 128 or 256");
   }
@@ -170,13 +170,14 @@ void window_scores_cuda(const PrefillInput& input, int window, const WindowScore
     args.column_max = split ? reinterpret_cast<float*>(base + layout.column_max) : out.column_max;
   if (out.diagonal_sum != nullptr) args.diagonal_part = reinterpret_cast<float*>(base + layout.diagonal);
 
-  launch_pass(info.head_dim, args, false, stream);
+  launch_pass(info.head_dim, args, WindowPass::kRows, stream);
   const dim3 row_grid(static_cast<unsigned>(layout.shape.rows_padded() / 32),
                       static_cast<unsigned>(info.q_heads));
   join_rows_kernel<<<row_grid, 32 * kJoinWarps, 0, stream>>>(
       args.row_part, args.row_shift, layout.rows, layout.shape.rows_padded(), args.spans, out.not_finite);
   LACUNA_CUDA_TRY(cudaGetLastError());
-  launch_pass(info.head_dim, args, true, stream);
+  launch_pass(info.head_dim, args,
+              args.diagonal_part != nullptr ? WindowPass::kDiagonals : WindowPass::kColumns, stream);
   const std::int64_t cells = static_cast<std::int64_t>(args.q_heads) * args.tokens;
   if (split && out.column_sum != nullptr) {
     join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_sum, out.column_sum, cells,

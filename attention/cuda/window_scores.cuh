@@ -18,9 +18,11 @@
 
 namespace lacuna {
 
-template <class T, bool kSecond>
+template <class T, WindowPass kPass>
 __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
     window_scores_kernel(const __grid_constant__ WindowArgs args) {
+  constexpr bool kSecond = kPass != WindowPass::kRows;
+  using Weights = WindowWeights<T, kPass == WindowPass::kDiagonals>;
   extern __shared__ __align__(128) unsigned char raw[];
   auto& shared = *reinterpret_cast<typename T::Shared*>(raw);
   const WindowPlace at(args);
@@ -50,7 +52,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
   }
 
   WindowRows rows;
-  WindowWeights<T> weights;
+  Weights weights;
   if constexpr (kSecond) {
     weights.load(args, at);
     for (int i = at.lane; i < T::kDiagonals; i += 32) shared.diagonal[at.warp][i] = 0.0f;
@@ -63,9 +65,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
       rows.add(part, s, factor);
     }
   };
-  constexpr int kParts = kSecond ? WindowWeights<T>::kParts : WindowRows::kParts;
+  constexpr int kParts = kSecond ? Weights::kParts : WindowRows::kParts;
   // The scores of one half in the making, while those of the one before it are used.
-  const auto next_half = [&](WindowHalf& s, int half, WindowHalf& last) {
+  const auto next_half = [&](WindowHalf& s, int half, WindowHalf& last, bool special) {
     const __nv_bfloat16* keys = shared.k[half / 2 % T::kStages] + half % 2 * kHalfKeys * T::kHeadDim;
     window_fill(s, 0.0f);
 #pragma unroll
@@ -80,7 +82,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
       for (int part = step * kParts / T::kSteps; part < (step + 1) * kParts / T::kSteps; ++part)
         use(part, last, max(half - 1, 0));
     }
-    window_mask(args, at, at.first_key + half * kHalfKeys, s);
+    if (special) window_mask(args, at, at.first_key + half * kHalfKeys, s);
   };
 
   WindowHalf first, second;
@@ -95,8 +97,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
     if constexpr (kSecond) {
       if (tile > 1) window_write_columns<T>(args, at, tile - 2, false, shared);
     }
-    next_half(first, 2 * tile, second);
-    next_half(second, 2 * tile + 1, first);
+    // A branch for the whole tile, because instructions are interleaved as far as the next branch. Where
+    // registers are scarce, masks that change nothing cost less than spills.
+    if (!T::kHoldQueries || window_is_special(args, at, at.first_key + tile * kTileKeys)) {
+      next_half(first, 2 * tile, second, true);
+      next_half(second, 2 * tile + 1, first, true);
+    } else {
+      next_half(first, 2 * tile, second, false);
+      next_half(second, 2 * tile + 1, first, false);
+    }
   }
   if (tiles > 0) {
 #pragma unroll
@@ -109,14 +118,16 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
     __syncthreads();
     for (int tile = max(tiles - 2, 0); tile < kWindowSpan / kTileKeys; ++tile)
       window_write_columns<T>(args, at, tile, tile >= tiles, shared);
-    if (args.diagonal_part != nullptr) window_write_diagonals<T>(args, at, shared);
+    if constexpr (kPass == WindowPass::kDiagonals) window_write_diagonals<T>(args, at, shared);
   }
 }
 
 template <int kHeadDim>
-void launch_window_pass(const WindowArgs& args, bool second, cudaStream_t stream) {
+void launch_window_pass(const WindowArgs& args, WindowPass pass, cudaStream_t stream) {
   using T = WindowTraits<kHeadDim>;
-  const auto kernel = second ? window_scores_kernel<T, true> : window_scores_kernel<T, false>;
+  const auto kernel = pass == WindowPass::kRows      ? window_scores_kernel<T, WindowPass::kRows>
+                      : pass == WindowPass::kColumns ? window_scores_kernel<T, WindowPass::kColumns>
+                                                     : window_scores_kernel<T, WindowPass::kDiagonals>;
   constexpr int kBytes = static_cast<int>(sizeof(typename T::Shared));
   LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const WindowShape& shape = args.shape;

@@ -1,5 +1,5 @@
 #include "attention/cuda/window_scores.cuh"
 
 namespace lacuna {
-template void launch_window_pass<128>(const WindowArgs&, bool, cudaStream_t);
+template void launch_window_pass<128>(const WindowArgs&, WindowPass, cudaStream_t);
 }

@@ -45,7 +45,10 @@ struct WindowArgs {
   float* diagonal_part;  ///< [row_blocks, q_heads, spans, diagonals] or null
 };
 
+/// The first pass, and the second without or with diagonals.
+enum class WindowPass { kRows, kColumns, kDiagonals };
+
 template <int kHeadDim>
-void launch_window_pass(const WindowArgs& args, bool second, cudaStream_t stream);
+void launch_window_pass(const WindowArgs& args, WindowPass pass, cudaStream_t stream);
 
 }  // namespace lacuna

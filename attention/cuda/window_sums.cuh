@@ -69,27 +69,18 @@ __device__ float window_join_quad(const float (&value)[4], const Join& join) {
   return join(high ? half[1] : half[0], __shfl_xor_sync(~0u, high ? half[0] : half[1], 2));
 }
 
-/// Pass 2: sums (and maxima) of the weights of a half over this warp's queries, by key.
-template <class T>
-__device__ void window_columns(const WindowArgs& args, const WindowPlace& at, const WindowHalf& s, int half,
-                               typename T::Shared& shared) {
+/// Pass 2: sums of the weights of a half over this warp's queries, by key, or their maxima.
+template <class Join>
+__device__ void window_columns(const WindowPlace& at, const WindowHalf& s, int half, const Join& join,
+                               float (&to)[kWindowWarps][kTileKeys]) {
   float value[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto at_key = [&](int n) { return join(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1]); };
+    value[i] = join(join(at_key(0), at_key(1)), join(at_key(2), at_key(3)));
+  }
   const int key = half % 2 * kHalfKeys + ((at.lane & 1) * 2 + (at.lane >> 1 & 1)) * 8 + at.lane / 4;
-  const int slot = half / 2 % kColumnSlots;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const auto at_key = [&](int n) { return s[i / 2][n][i % 2 * 2] + s[i / 2][n][i % 2 * 2 + 1]; };
-    value[i] = (at_key(0) + at_key(1)) + (at_key(2) + at_key(3));
-  }
-  shared.column_sum[slot][at.warp][key] = window_join_quad(value, [](float a, float b) { return a + b; });
-  if (args.column_max == nullptr) return;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const auto at_key = [&](int n) { return fmaxf(s[i / 2][n][i % 2 * 2], s[i / 2][n][i % 2 * 2 + 1]); };
-    value[i] = fmaxf(fmaxf(at_key(0), at_key(1)), fmaxf(at_key(2), at_key(3)));
-  }
-  shared.column_max[slot][at.warp][key] =
-      window_join_quad(value, [](float a, float b) { return fmaxf(a, b); });
+  to[at.warp][key] = window_join_quad(value, join);
 }
 
 /// Pass 2: the weights of a half on their way to this warp's diagonals. Blocks of 8 x 8 on one diagonal of
@@ -128,9 +119,9 @@ __device__ void window_read_strip(const WindowPlace& at, int half, typename T::S
 }
 
 /// Pass 2: what becomes of the scores of a half, in parts.
-template <class T>
+template <class T, bool kDiagonals>
 struct WindowWeights {
-  static constexpr int kParts = 7;
+  static constexpr int kParts = 8;
   float shift[8];
 
   __device__ void load(const WindowArgs& args, const WindowPlace& at) {
@@ -142,6 +133,7 @@ struct WindowWeights {
   }
   __device__ void use(int part, const WindowArgs& args, const WindowPlace& at, WindowHalf& s, float factor,
                       int half, typename T::Shared& shared) const {
+    const int slot = half / 2 % kColumnSlots;
     if (part < 4) {
 #pragma unroll
       for (int m = 0; m < 2; ++m)
@@ -149,10 +141,15 @@ struct WindowWeights {
         for (int e = 0; e < 4; ++e)
           s[m][part][e] = exp2_fast(fmaf(s[m][part][e], factor, -shift[part * 2 + e % 2]));
     } else if (part == 4) {
-      window_columns<T>(args, at, s, half, shared);
-    } else if (args.diagonal_part != nullptr) {
-      if (part == 5) window_write_strip<T>(at, s, shared);
-      if (part == 6) window_read_strip<T>(at, half, shared);
+      window_columns(
+          at, s, half, [](float a, float b) { return a + b; }, shared.column_sum[slot]);
+    } else if (part == 5) {
+      if constexpr (kDiagonals) window_write_strip<T>(at, s, shared);
+    } else if (part == 6) {
+      if constexpr (kDiagonals) window_read_strip<T>(at, half, shared);
+    } else if (args.column_max != nullptr) {
+      window_columns(
+          at, s, half, [](float a, float b) { return fmaxf(a, b); }, shared.column_max[slot]);
     }
   }
 };

@@ -138,6 +138,12 @@ __device__ void window_products(WindowHalf& s, const __nv_bfloat16* k, int step,
   }
 }
 
+/// Whether some of the scores of this warp and the tile from `key` on need a soft cap or a mask.
+__device__ inline bool window_is_special(const WindowArgs& args, const WindowPlace& at, int key) {
+  const int last_row = at.warp_row + kWarpRows - 1;
+  return args.softcap > 0.0f || key + kTileKeys - 1 > at.warp_row || last_row >= args.tokens ||
+         (args.window > 0 && key <= last_row - args.window);
+}
 /// Soft cap and mask: -inf where a query does not see a key.
 __device__ inline void window_mask(const WindowArgs& args, const WindowPlace& at, int key, WindowHalf& s) {
   if (args.softcap > 0.0f) {
@@ -146,10 +152,6 @@ __device__ inline void window_mask(const WindowArgs& args, const WindowPlace& at
 #pragma unroll
       for (int n = 0; n < 4; ++n) apply_softcap(s[m][n], args.scale, args.softcap);
   }
-  const int last_row = at.warp_row + kWarpRows - 1;
-  const bool edge = key + kHalfKeys - 1 > at.warp_row || last_row >= args.tokens ||
-                    (args.window > 0 && key <= last_row - args.window);
-  if (!edge) return;
   const int below = args.window > 0 ? args.window - 1 : INT_MAX / 2;
 #pragma unroll
   for (int m = 0; m < 2; ++m)
