@@ -12,6 +12,7 @@
 #include "core/cuda.h"
 #include "core/cuda_launch.cuh"
 #include "model/cuda/skinny.h"
+#include "model/cuda/skinny_cluster.cuh"
 #include "model/cuda/skinny_ends.cuh"
 #include "model/cuda/skinny_held.cuh"
 #include "model/cuda/vector.cuh"
@@ -64,7 +65,51 @@ bool launch_held(const SkinnyProduct& product, const End& end, cudaStream_t stre
   return false;
 }
 
-// --- More rows
+// --- More rows, on Hopper
+// ---------------------------------------------------------------------------------------------------
+
+template <int kDepth, int kRowTiles, class End>
+__global__ void __launch_bounds__(kThreads, kRowTiles < 4 ? 2 : 1)
+    cluster_kernel(const __grid_constant__ SkinnyProduct args, const __grid_constant__ End end, int chunk) {
+  extern __shared__ __align__(128) unsigned char raw[];
+  cluster_product<kDepth, kRowTiles>(args, end, chunk, raw);
+}
+
+/// Starts it on rows that are normed already and returns true, if device and code have clusters.
+template <int kRowTiles, class End>
+bool launch_clusters(const SkinnyProduct& product, const End& end, cudaStream_t stream) {
+  const CudaDevice& device = current_cuda_device();
+#if !defined(LACUNA_EMULATED_GPU)
+  if (device.capability < 90) return false;
+  cudaFuncAttributes code{};
+  LACUNA_CUDA_TRY(
+      cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(cluster_kernel<4, kRowTiles, End>)));
+  if (code.ptxVersion < 90) return false;
+#endif
+  const int slabs = (product.inputs + kSlab - 1) / kSlab, parts = (slabs + kWarps - 1) / kWarps;
+  const auto teams = (product.outputs + 2 * kOctet * kClusterUnits - 1) / (2 * kOctet * kClusterUnits);
+  const auto bytes = [&](int depth, int chunk) {
+    return ClusterLayout(product.rows, chunk).bytes(product.rows, depth);
+  };
+  const auto start = [&](auto kernel, int depth, int chunk) {
+    const int shared_bytes = bytes(depth, chunk);
+    LACUNA_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    launch_dependent_clusters(kernel, static_cast<unsigned>(teams * kClusterBlocks), kThreads, shared_bytes,
+                              stream, product, end, chunk);
+    return true;
+  };
+  const int alone = device.max_shared_bytes,
+            half = (alone + 1024) / 2 - 1024;  // 1 KiB of each block's is taken
+  if (kRowTiles < 4 && bytes(4, parts) <= half) return start(cluster_kernel<4, kRowTiles, End>, 4, parts);
+  if (bytes(6, parts) <= alone) return start(cluster_kernel<6, kRowTiles, End>, 6, parts);
+  for (int chunks = 1; chunks <= parts; ++chunks) {
+    const int chunk = (parts + chunks - 1) / chunks;
+    if (bytes(4, chunk) <= alone) return start(cluster_kernel<4, kRowTiles, End>, 4, chunk);
+  }
+  return false;
+}
+
+// --- More rows, on any device
 // ---------------------------------------------------------------------------------------------------
 
 /// How a block of kTiles units of 16 outputs for kRowTiles of 8 rows uses its shared memory.
@@ -271,6 +316,10 @@ void launch(const SkinnyProduct& given, const End& end, cudaStream_t stream) {
     launch_dependent(scale_rows_kernel, static_cast<unsigned>(product.rows), 32, 0, stream, product);
     product.x = product.normed;
   }
+  if (product.clusters && (product.rows <= 8    ? launch_clusters<1>(product, end, stream)
+                           : product.rows <= 16 ? launch_clusters<2>(product, end, stream)
+                                                : launch_clusters<4>(product, end, stream)))
+    return;
   if (product.rows <= 8) return launch_tiles<1, 1>(product, end, stream);
   if (product.rows <= 16) {
     if (product.outputs >= kManyOutputs) return launch_tiles<2, 2>(product, end, stream);

@@ -31,6 +31,7 @@ struct SkinnyProduct {
   int rows = 0;                     ///< at most kSkinnyRows
   int inputs = 0;
   std::int64_t outputs = 0;
+  bool clusters = true;  ///< false: no clusters of blocks, as on devices that have none; the same bits
 };
 
 /// y = product + bias, or y += that (added in float32 before the one rounding).
