@@ -549,6 +549,34 @@ TEST_F(FewRows, AreGated) {
   }
 }
 
+// Long rows: few of them fit into a block or a cluster at once. Units of 16 outputs are left over.
+TEST_F(FewRows, GetTheSameBitsInClustersAndWithout) {
+  make(31, 200, 6152, true);
+  const auto run = [&](std::int64_t first, std::int64_t rows, bool clusters) {
+    const DeviceVector<float> y(size(rows * outputs_));
+    SkinnyProduct few = product(first, rows);
+    few.clusters = clusters;
+    launch_skinny(few, {.y = y.data(), .float_output = true}, nullptr);
+    return y.download();
+  };
+  const auto all = run(0, 31, true);
+  for (std::int64_t r = 0; r < 31; ++r)
+    for (std::int64_t n = 0; n < outputs_; ++n)
+      ASSERT_NEAR(all[size(r * outputs_ + n)], exact(r, n), 2 * bound(r, n))
+          << "row " << r << " column " << n;
+  const auto expect_part = [&](std::int64_t first, std::int64_t rows, bool clusters) {
+    const auto part = run(first, rows, clusters);
+    EXPECT_TRUE(std::equal(part.begin(), part.end(), all.begin() + first * outputs_))
+        << rows << " rows from " << first << (clusters ? ", in clusters" : "");
+  };
+  for (const bool clusters : {true, false}) {
+    expect_part(30, 1, clusters);
+    expect_part(17, 8, clusters);
+    expect_part(3, 14, clusters);
+    expect_part(0, 31, clusters);
+  }
+}
+
 TEST_F(FewRows, GetTheBitsTheyGetAlone) {
   make(32, 96, 1544, true);
   const auto linear = [&](std::int64_t first, std::int64_t rows) {
