@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
@@ -55,6 +55,8 @@ constexpr int kJoinWarps = 8;
 /// Lane: one of 32 rows of a head; warps take spans in turn, then meet in order.
 __global__ void join_rows_kernel(const float2* part, float* shift, int rows, int rows_padded, int spans,
                                  int* not_finite) {
+  wait_for_previous();
+  let_next_start();
   __shared__ float2 of_warp[kJoinWarps][32];
   const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5;
   const int row = static_cast<int>(blockIdx.x) * 32 + lane, head = static_cast<int>(blockIdx.y);
@@ -81,6 +83,8 @@ __global__ void join_rows_kernel(const float2* part, float* shift, int rows, int
 
 __global__ void join_columns_kernel(const float* part, float* to, std::int64_t count, int row_blocks,
                                     bool maximum) {
+  wait_for_previous();
+  let_next_start();
   const auto i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   float x = part[i];
@@ -93,6 +97,8 @@ __global__ void join_columns_kernel(const float* part, float* to, std::int64_t c
 
 __global__ void join_diagonals_kernel(const float* part, float* to, int q_heads, int tokens, int first_row,
                                       int row_blocks, int block_rows, int spans) {
+  wait_for_previous();
+  let_next_start();
   const int diagonals = block_rows + kWindowSpan - 1;
   const int head = static_cast<int>(blockIdx.y);
   const int offset = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -101,7 +107,7 @@ __global__ void join_diagonals_kernel(const float* part, float* to, int q_heads,
   for (int block = 0; block < row_blocks; ++block) {
     const int block_row = first_row + block * block_rows;
     // Spans whose entry for this diagonal, offset - block_row + first_key + kWindowSpan - 1, exists.
-    const int low = max(0, (block_row - offset - (kWindowSpan - 1) + kWindowSpan - 1) / kWindowSpan);
+    const int low = max(0, (block_row - offset) / kWindowSpan);
     for (int span = low; span < spans; ++span) {
       const int entry = offset - block_row + span * kWindowSpan + kWindowSpan - 1;
       if (entry >= diagonals) break;
@@ -173,28 +179,24 @@ void window_scores_cuda(const PrefillInput& input, int window, const WindowScore
   launch_pass(info.head_dim, args, WindowPass::kRows, stream);
   const dim3 row_grid(static_cast<unsigned>(layout.shape.rows_padded() / 32),
                       static_cast<unsigned>(info.q_heads));
-  join_rows_kernel<<<row_grid, 32 * kJoinWarps, 0, stream>>>(
-      args.row_part, args.row_shift, layout.rows, layout.shape.rows_padded(), args.spans, out.not_finite);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(join_rows_kernel, row_grid, 32 * kJoinWarps, 0, stream, args.row_part, args.row_shift,
+                   layout.rows, layout.shape.rows_padded(), args.spans, out.not_finite);
   launch_pass(info.head_dim, args,
               args.diagonal_part != nullptr ? WindowPass::kDiagonals : WindowPass::kColumns, stream);
   const std::int64_t cells = static_cast<std::int64_t>(args.q_heads) * args.tokens;
   if (split && out.column_sum != nullptr) {
-    join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_sum, out.column_sum, cells,
-                                                               layout.shape.row_blocks, false);
-    LACUNA_CUDA_TRY(cudaGetLastError());
+    launch_dependent(join_columns_kernel, blocks_for(cells), 256, 0, stream, args.column_sum, out.column_sum,
+                     cells, layout.shape.row_blocks, false);
   }
   if (split && out.column_max != nullptr) {
-    join_columns_kernel<<<blocks_for(cells), 256, 0, stream>>>(args.column_max, out.column_max, cells,
-                                                               layout.shape.row_blocks, true);
-    LACUNA_CUDA_TRY(cudaGetLastError());
+    launch_dependent(join_columns_kernel, blocks_for(cells), 256, 0, stream, args.column_max, out.column_max,
+                     cells, layout.shape.row_blocks, true);
   }
   if (out.diagonal_sum != nullptr) {
     const dim3 grid(blocks_for(args.tokens), static_cast<unsigned>(args.q_heads));
-    join_diagonals_kernel<<<grid, 256, 0, stream>>>(args.diagonal_part, out.diagonal_sum, args.q_heads,
-                                                    args.tokens, args.first_row, layout.shape.row_blocks,
-                                                    layout.shape.block_rows(), args.spans);
-    LACUNA_CUDA_TRY(cudaGetLastError());
+    launch_dependent(join_diagonals_kernel, grid, 256, 0, stream, args.diagonal_part, out.diagonal_sum,
+                     args.q_heads, args.tokens, args.first_row, layout.shape.row_blocks,
+                     layout.shape.block_rows(), args.spans);
   }
 }
 

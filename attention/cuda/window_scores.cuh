@@ -14,7 +14,7 @@
 #pragma once
 
 #include "attention/cuda/window_sums.cuh"
-#include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
     window_scores_kernel(const __grid_constant__ WindowArgs args) {
   constexpr bool kSecond = kPass != WindowPass::kRows;
   using Weights = WindowWeights<T, kPass == WindowPass::kDiagonals>;
+  wait_for_previous();
+  let_next_start();
   extern __shared__ __align__(128) unsigned char raw[];
   auto& shared = *reinterpret_cast<typename T::Shared*>(raw);
   const WindowPlace at(args);
@@ -32,23 +34,27 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
   const int tiles = end_key > at.first_key ? (end_key - at.first_key + kTileKeys - 1) / kTileKeys : 0;
   const float factor = args.softcap > 0.0f ? kLog2e : args.scale * kLog2e;
 
+  // The last stage is the first to be filled: queries on their way to registers lie in the others meanwhile.
+  const auto stage_of = [&](int tile) { return shared.k[(tile + T::kStages - 1) % T::kStages]; };
+  const auto load_keys = [&](int tile) {
+    if (tile < tiles) window_load_keys<T>(args, k, at.first_key + tile * kTileKeys, stage_of(tile));
+    copy_async_commit();
+  };
   __nv_bfloat16* q = (T::kHoldQueries ? shared.k[0] : shared.q) + at.warp * kWarpRows * T::kHeadDim;
   std::uint32_t held[T::kHoldQueries ? T::kSteps : 1][2][4];
   if (tiles > 0) {
     window_load_queries<T>(args, at, q);
     copy_async_commit();
+    load_keys(0);
     if constexpr (T::kHoldQueries) {
-      copy_async_wait<0>();
+      copy_async_wait<1>();
       __syncwarp();
 #pragma unroll
       for (int step = 0; step < T::kSteps; ++step) window_query_operands<T>(q, step, held[step]);
       __syncthreads();
     }
 #pragma unroll
-    for (int stage = 0; stage + 1 < T::kStages; ++stage) {
-      if (stage < tiles) window_load_keys<T>(args, k, at.first_key + stage * kTileKeys, shared.k[stage]);
-      copy_async_commit();
-    }
+    for (int tile = 1; tile + 1 < T::kStages; ++tile) load_keys(tile);
   }
 
   WindowRows rows;
@@ -68,7 +74,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
   constexpr int kParts = kSecond ? Weights::kParts : WindowRows::kParts;
   // The scores of one half in the making, while those of the one before it are used.
   const auto next_half = [&](WindowHalf& s, int half, WindowHalf& last, bool special) {
-    const __nv_bfloat16* keys = shared.k[half / 2 % T::kStages] + half % 2 * kHalfKeys * T::kHeadDim;
+    const __nv_bfloat16* keys = stage_of(half / 2) + half % 2 * kHalfKeys * T::kHeadDim;
     window_fill(s, 0.0f);
 #pragma unroll
     for (int step = 0; step < T::kSteps; ++step) {
@@ -90,10 +96,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kHoldQueries ? 2 : 1)
   for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<T::kStages - 2>();
     __syncthreads();
-    const int ahead = tile + T::kStages - 1;
-    if (ahead < tiles)
-      window_load_keys<T>(args, k, at.first_key + ahead * kTileKeys, shared.k[ahead % T::kStages]);
-    copy_async_commit();
+    load_keys(tile + T::kStages - 1);
     if constexpr (kSecond) {
       if (tile > 1) window_write_columns<T>(args, at, tile - 2, false, shared);
     }
@@ -133,8 +136,7 @@ void launch_window_pass(const WindowArgs& args, WindowPass pass, cudaStream_t st
   const WindowShape& shape = args.shape;
   const dim3 grid(static_cast<unsigned>(args.spans * args.kv_heads * shape.slots_per_kv),
                   static_cast<unsigned>(shape.row_blocks));
-  kernel<<<grid, T::kThreads, kBytes, stream>>>(args);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  launch_dependent(kernel, grid, T::kThreads, kBytes, stream, args);
 }
 
 }  // namespace lacuna

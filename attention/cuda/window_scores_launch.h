@@ -10,9 +10,9 @@
 
 namespace lacuna {
 
-inline constexpr int kWindowWarps = 4;   ///< of a block
-inline constexpr int kWarpRows = 32;     ///< queries of a warp
-inline constexpr int kWindowSpan = 512;  ///< keys of a block
+inline constexpr int kWindowWarps = 4;    ///< of a block
+inline constexpr int kWarpRows = 32;      ///< queries of a warp
+inline constexpr int kWindowSpan = 1024;  ///< keys of a block
 
 /// A block's warps take query rows of one head, or, when there are few, of several heads that share a kv
 /// head.

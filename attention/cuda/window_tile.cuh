@@ -36,8 +36,8 @@ struct WindowTraits {
     float column_max[kColumnSlots][kWindowWarps][kTileKeys];
     float diagonal[kWindowWarps][kDiagonals];
   };
-  // Queries on their way to registers lie where keys come next.
-  static_assert(!kHoldQueries || kRows <= kStages * kTileKeys);
+  // Queries on their way to registers lie where keys come next, but for the first.
+  static_assert(!kHoldQueries || kRows <= (kStages - 1) * kTileKeys);
 };
 
 /// Where a block and its warp work.

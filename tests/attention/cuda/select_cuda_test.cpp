@@ -92,6 +92,8 @@ TEST(WindowScoresCuda, MatchPlainLoops) {
     for (const int window : {1, 64, 300})
       check_window({.q_heads = 2, .kv_heads = 1, .tokens = tokens, .window = window});
   check_window({.tokens = 500, .window = 200, .layer_window = 90, .softcap = 20.0f});
+  // Keys of several blocks, rows of several blocks.
+  check_window({.head_dim = 64, .q_heads = 2, .kv_heads = 1, .tokens = 2200, .window = 150});
   // Few rows: the warps of a block work for several heads, not all of which there are.
   check_window({.head_dim = 64, .q_heads = 7, .kv_heads = 1, .tokens = 1100, .window = 20});
   check_window({.head_dim = 64, .q_heads = 10, .kv_heads = 2, .tokens = 513, .window = 33});
