@@ -167,6 +167,7 @@ class HopperDenseConsumer {
       if (args_.softcap > 0.0f) apply_softcap(s, args_.scale, args_.softcap);
       mask_dense(s, key);
       softmax_.update(s, scale_log2_, rescale);
+      softmax_.settle();
       wgmma_wait<0>();
       pin(o_);
       release_stage(&shared_.v_empty[pending.stage]);

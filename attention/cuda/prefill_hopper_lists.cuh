@@ -273,6 +273,7 @@ class HopperListConsumer {
       wgmma_wait<1>();
       pin(s);
       weigh(s, flags, rescale);
+      softmax_.settle();
       wgmma_wait<0>();
       pin(o_);
       release();
