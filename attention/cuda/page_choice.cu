@@ -1,5 +1,6 @@
 // From scores of pages to lists of pages, one block per list.
 #include <cmath>
+#include <type_traits>
 
 #include "attention/cuda/page_util.cuh"
 #include "core/cuda.h"
@@ -171,8 +172,12 @@ __device__ Cut best(const Row<kThreads, kHeld>& row, unsigned k, Shared<kThreads
   for (int pass = 0;; ++pass) {
     if (low == high) return {low, k};
     const Bins bins(low, high, pass == 0);
-    row.for_own([&](std::uint32_t key, int) {
-      if (bins.contains(key)) atomicAdd(&shared.histogram[bins.of(key)], 1u);
+    const auto bin_of = [&](std::uint32_t key) { return bins.contains(key) ? bins.of(key) : -1; };
+    int own_bins[kHeld > 0 ? kHeld : 1];
+    row.for_own([&](std::uint32_t key, int i) {
+      const int found = bin_of(key);
+      if (found >= 0) atomicAdd(&shared.histogram[found], 1u);
+      if (kHeld > 0) own_bins[i - row.begin] = found;
     });
     __syncthreads();
     find_bin<kThreads>(k, shared);
@@ -180,8 +185,8 @@ __device__ Cut best(const Row<kThreads, kHeld>& row, unsigned k, Shared<kThreads
     const unsigned inside = shared.inside;
     k = shared.remaining;
     low = ~0u, high = 0;
-    row.for_own([&](std::uint32_t key, int) {
-      if (!bins.contains(key) || bins.of(key) != bin) return;
+    row.for_own([&](std::uint32_t key, int i) {
+      if ((kHeld > 0 ? own_bins[i - row.begin] : bin_of(key)) != bin) return;
       low = min(low, key);
       high = max(high, key);
       if (inside <= kFew) shared.key[atomicAdd(&shared.few, 1u)] = key;
@@ -337,50 +342,66 @@ __global__ void __launch_bounds__(kThreads, 1) choose_pages_kernel(const __grid_
   }
 
   // Counts of the thread's run, above in the low half and equal in the high one, and of all runs before it.
-  u64 own = 0;
+  using Count = std::conditional_t<(kHeld > 0), std::uint32_t, u64>;
+  constexpr int kHalf = sizeof(Count) * 4;
+  constexpr bool kMasks = kHeld > 0 && !kMass;  // registers are short there
+  static_assert(kHeld * kThreads < 1 << 16 && kHeld <= 32);
+  [[maybe_unused]] unsigned above_mask = 0, equal_mask = 0;  // of what is held
+  Count own = 0;
   row.for_own([&](std::uint32_t key, int i) {
     if (i >= others) return;
-    if (everything || key > cut.threshold) {
-      ++own;
-    } else if (key == cut.threshold) {
-      own += u64{1} << 32;
+    const bool above = everything || key > cut.threshold, equal = !above && key == cut.threshold;
+    if (kMasks) {
+      above_mask |= (above ? 1u : 0u) << (i - row.begin);
+      equal_mask |= (equal ? 1u : 0u) << (i - row.begin);
+    } else {
+      own += above ? Count{1} : equal ? Count{1} << kHalf : Count{0};
     }
   });
-  u64 until = own;
+  if (kMasks) own = __popc(above_mask) + (static_cast<Count>(__popc(equal_mask)) << kHalf);
+  Count until = own;
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
-    const u64 other = __shfl_up_sync(~0u, until, distance);
+    const Count other = __shfl_up_sync(~0u, until, distance);
     if (lane >= distance) until += other;
   }
   if (lane == 31) shared.warp_total[warp] = until;
   __syncthreads();
   constexpr int kWarps = kThreads / 32;
-  u64 warps = lane < kWarps ? shared.warp_total[lane] : 0;
+  Count warps = lane < kWarps ? static_cast<Count>(shared.warp_total[lane]) : 0;
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
-    const u64 other = __shfl_up_sync(~0u, warps, distance);
+    const Count other = __shfl_up_sync(~0u, warps, distance);
     if (lane >= distance) warps += other;
   }
-  const u64 total = __shfl_sync(~0u, warps, 31), earlier = __shfl_sync(~0u, warps, max(0, warp - 1));
-  const u64 before = until - own + (warp > 0 ? earlier : 0);
+  constexpr Count kLow = (Count{1} << kHalf) - 1;
+  const Count total = __shfl_sync(~0u, warps, 31), earlier = __shfl_sync(~0u, warps, max(0, warp - 1));
+  const Count before = until - own + (warp > 0 ? earlier : 0);
 
   std::int32_t* to = args.lists + list * args.list_stride;
   const std::int64_t most_bytes = std::int64_t{budget.pages} * gridDim.x * args.page_bytes;
   const bool ahead = args.pool != nullptr && most_bytes <= kReadAheadBytes;
-  unsigned equal_seen = static_cast<unsigned>(before >> 32);
-  unsigned at = static_cast<unsigned>(before) + min(equal_seen, cut.wanted);
-  row.for_own([&](std::uint32_t key, int i) {
-    if (i >= others) return;
-    bool take = everything || key > cut.threshold;
-    if (!take && key == cut.threshold) take = equal_seen++ < cut.wanted;
-    if (!take) return;
+  unsigned equal_seen = static_cast<unsigned>(before >> kHalf);
+  unsigned at = static_cast<unsigned>(before & kLow) + min(equal_seen, cut.wanted);
+  const auto write = [&](int i) {
     const int page = pages != nullptr ? pages[i] : i;
     to[at++] = page;
     if (ahead) read_ahead(args.pool + head.page_ids[page] * args.page_step, args.page_bytes);
-  });
+  };
+  if (kMasks) {  // few of them
+    for (unsigned left = above_mask | equal_mask; left != 0; left &= left - 1) {
+      const int j = __popc((left & (0u - left)) - 1);  // the lowest bit
+      if ((above_mask >> j & 1u) != 0 || equal_seen++ < cut.wanted) write(row.begin + j);
+    }
+  } else {
+    row.for_own([&](std::uint32_t key, int i) {
+      if (i >= others) return;
+      if (everything || key > cut.threshold || (key == cut.threshold && equal_seen++ < cut.wanted)) write(i);
+    });
+  }
   if (thread == 0) {
     const unsigned chosen =
-        static_cast<unsigned>(total) + min(static_cast<unsigned>(total >> 32), cut.wanted);
+        static_cast<unsigned>(total & kLow) + min(static_cast<unsigned>(total >> kHalf), cut.wanted);
     to[chosen] = pages != nullptr ? pages[others] : others;
     args.counts[list] = static_cast<std::int32_t>(chosen) + 1;
     if (args.counters == nullptr) return;
