@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "attention/cuda/top_k_row.cuh"
-#include "core/cuda.h"
+#include "core/cuda_launch.cuh"
 
 namespace lacuna {
 
@@ -20,6 +20,8 @@ constexpr int kThreads = kTopKThreads, kWarps = kThreads / 32;
 /// Adds one digit of the entries that share the prefix found so far to the mass histogram.
 __global__ void __launch_bounds__(kThreads)
     mass_kernel(const __grid_constant__ TopKCalls<std::uint32_t> calls, int digit) {
+  wait_for_previous();
+  let_next_start();
   __shared__ unsigned counts[kBins], low[kBins], high[kBins];
   __shared__ SearchShared<kThreads> shared;
   const TopKRow<std::uint32_t> row(calls);
@@ -87,6 +89,8 @@ __device__ RankSearch<Key> search_before(const TopKRow<Key>& row, int digit, Sea
 template <class Key>
 __global__ void __launch_bounds__(kThreads)
     count_kernel(const __grid_constant__ TopKCalls<Key> calls, int digit) {
+  wait_for_previous();
+  let_next_start();
   __shared__ unsigned counts[kBins];
   __shared__ SearchShared<kThreads> shared;
   const TopKRow<Key> row(calls);
@@ -116,6 +120,8 @@ __device__ inline uint2 votes_of(const TopKRow<Key>& row, const Cut<Key>& cut, K
 /// Counts what each chunk has above the threshold and equal to it.
 template <class Key>
 __global__ void __launch_bounds__(kThreads) tally_kernel(const __grid_constant__ TopKCalls<Key> calls) {
+  wait_for_previous();
+  let_next_start();
   __shared__ SearchShared<kThreads> shared;
   __shared__ uint2 parts[kWarps];
   const TopKRow<Key> row(calls);
@@ -137,6 +143,8 @@ __global__ void __launch_bounds__(kThreads) tally_kernel(const __grid_constant__
 /// Writes the chosen indices, or their bits.
 template <class Key>
 __global__ void __launch_bounds__(kThreads) write_kernel(const __grid_constant__ TopKCalls<Key> calls) {
+  wait_for_previous();
+  let_next_start();
   __shared__ uint2 parts[kWarps], earlier[kWarps];
   const TopKRow<Key> row(calls);
   if (row.skip) return;
@@ -218,19 +226,13 @@ void choose(TopKCalls<Key> calls, int rows, CudaWorkspace workspace, cudaStream_
 
   const dim3 grid(static_cast<unsigned>(calls.chunks), static_cast<unsigned>(rows));
   if constexpr (sizeof(Key) == 4) {
-    for (int digit = 0; mass && digit < Digits<Key>::kCount; ++digit) {
-      mass_kernel<<<grid, kThreads, 0, stream>>>(calls, digit);
-      LACUNA_CUDA_TRY(cudaGetLastError());
-    }
+    for (int digit = 0; mass && digit < Digits<Key>::kCount; ++digit)
+      launch_dependent(mass_kernel, grid, kThreads, 0, stream, calls, digit);
   }
-  for (int digit = 0; digit < Digits<Key>::kCount; ++digit) {
-    count_kernel<Key><<<grid, kThreads, 0, stream>>>(calls, digit);
-    LACUNA_CUDA_TRY(cudaGetLastError());
-  }
-  tally_kernel<Key><<<grid, kThreads, 0, stream>>>(calls);
-  LACUNA_CUDA_TRY(cudaGetLastError());
-  write_kernel<Key><<<grid, kThreads, 0, stream>>>(calls);
-  LACUNA_CUDA_TRY(cudaGetLastError());
+  for (int digit = 0; digit < Digits<Key>::kCount; ++digit)
+    launch_dependent(count_kernel<Key>, grid, kThreads, 0, stream, calls, digit);
+  launch_dependent(tally_kernel<Key>, grid, kThreads, 0, stream, calls);
+  launch_dependent(write_kernel<Key>, grid, kThreads, 0, stream, calls);
 }
 
 }  // namespace
