@@ -267,28 +267,46 @@ __global__ void __launch_bounds__(kThreads, kTiles)
   }
 }
 
-/// normed = x * norm and factors = 1 / sqrt(mean(x^2) + eps), with the bits of held_kernel: a lane here adds
-/// the squares that lane l % 4 of warp l / 4 adds there. Block: one row.
-__global__ void __launch_bounds__(32) scale_rows_kernel(const __grid_constant__ SkinnyProduct args) {
+constexpr int kScaleThreads = 256;
+
+/// normed = x * norm and factors = 1 / sqrt(mean(x^2) + eps), with the bits of held_product: a lane of the
+/// first warp adds the squares that lane l % 4 of warp l / 4 adds there, while the other warps multiply.
+/// Block: one row.
+__global__ void __launch_bounds__(kScaleThreads)
+    scale_rows_kernel(const __grid_constant__ SkinnyProduct args) {
   let_next_start();
   wait_for_previous();
-  const int lane = static_cast<int>(threadIdx.x);
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * args.inputs;
-  float squares = 0.0f;
-  const int first = lane / 4 * kSlab + lane % 4 * kVector;
-#pragma unroll 4
-  for (int step = 0; first + step / 2 * kStride < args.inputs; ++step) {
-    const int at = first + step / 2 * kStride + step % 2 * (kSlab / 2);
-    if (at >= args.inputs) break;
-    float values[kVector], norm[kVector];
-    unpack(*reinterpret_cast<const uint4*>(args.x + row + at), values);
-    load_floats(args.norm + at, norm);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, pieces = args.inputs / kVector;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * pieces;
+  const uint4* from = reinterpret_cast<const uint4*>(args.x) + row;
+  if (thread >= 32) {
+    constexpr int kStep = kScaleThreads - 32;
+    for (int first = thread - 32; first < pieces; first += 2 * kStep) {
+      const int second = first + kStep;
+      const uint4 raw[2] = {from[first], from[second < pieces ? second : first]};  // on their way together
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) {
-      squares += values[e] * values[e];
-      values[e] *= norm[e];
+      for (int k = 0; k < 2; ++k) {
+        const int at = k == 0 ? first : second;
+        if (at >= pieces) break;
+        float values[kVector], norm[kVector];
+        unpack(raw[k], values);
+        load_floats(args.norm + at * kVector, norm);
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) values[e] *= norm[e];
+        reinterpret_cast<uint4*>(args.normed)[row + at] = pack(values);
+      }
     }
-    *reinterpret_cast<uint4*>(args.normed + row + at) = pack(values);
+    return;
+  }
+  float squares = 0.0f;
+  const int first = lane / 4 * kSlabPieces + lane % 4;
+#pragma unroll 8
+  for (int step = 0; step < (pieces + kStride / kVector - 1) / (kStride / kVector) * 2; ++step) {
+    const int at = first + step / 2 * (kStride / kVector) + step % 2 * (kSlabPieces / 2);
+    float values[kVector];
+    unpack(at < pieces ? from[at] : uint4{0, 0, 0, 0}, values);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) squares += values[e] * values[e];
   }
   squares = sum_of_lanes(squares, 4);
   float sum = __shfl_sync(~0u, squares, 0);
@@ -313,7 +331,8 @@ void launch(const SkinnyProduct& given, const End& end, cudaStream_t stream) {
   if (launch_held(given, end, stream)) return;
   SkinnyProduct product = given;
   if (product.norm != nullptr) {
-    launch_dependent(scale_rows_kernel, static_cast<unsigned>(product.rows), 32, 0, stream, product);
+    launch_dependent(scale_rows_kernel, static_cast<unsigned>(product.rows), kScaleThreads, 0, stream,
+                     product);
     product.x = product.normed;
   }
   if (product.clusters && (product.rows <= 8    ? launch_clusters<1>(product, end, stream)
