@@ -158,8 +158,11 @@ TEST(SlashListsCuda, ReleasedAndExact) {
       std::vector<std::vector<std::int32_t>> kept(kHeads);
       for (std::size_t h = 0; h < kHeads; ++h) {
         for (std::int64_t o = random(70); h >= 3 && o < tokens;
-             o += gaps[h - 3][0] + random(gaps[h - 3][1] - gaps[h - 3][0] + 1))
+             o += gaps[h - 3][0] + random(gaps[h - 3][1] - gaps[h - 3][0] + 1)) {
           kept[h].push_back(static_cast<std::int32_t>(o));
+          // Two side by side: the range ends 127 positions behind the second.
+          if (h == 5 && random(2) == 0 && o + 1 < tokens) kept[h].push_back(static_cast<std::int32_t>(++o));
+        }
         for (std::int64_t o = 0; h < 3 && o < tokens; ++o)
           if ((o < 64 && h < 2) || random(h == 0 ? 90 : tokens > 20000 ? 2 : 8) == 0)
             kept[h].push_back(static_cast<std::int32_t>(o));
