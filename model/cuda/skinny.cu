@@ -49,7 +49,9 @@ bool launch_held(const SkinnyProduct& product, const End& end, cudaStream_t stre
     return true;
   };
   const bool norm = product.norm != nullptr;
-  for (int blocks = 3; blocks > 0; --blocks) {
+  // No more blocks on a multiprocessor than there are units for: the deeper are their rings.
+  const std::int64_t wanted = (units + device.multiprocessors - 1) / device.multiprocessors;
+  for (int blocks = wanted < 3 ? static_cast<int>(wanted) : 3; blocks > 0; --blocks) {
     const int most = (device.max_shared_bytes + kReserved) / blocks - kReserved;
     const auto fits = [&](int depth) { return layout.bytes(product.rows, depth) <= most; };
     if (fits(6))
