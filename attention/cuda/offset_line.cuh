@@ -22,7 +22,7 @@ inline constexpr int kLineChunk = 64;  ///< positions; rows of a block; keys tha
 
 struct alignas(16) LineChunk {
   unsigned long long offsets;  ///< one bit each
-  int gap;                     ///< the first chunk from this one on behind whose beginning some range may end
+  int gap;                     ///< the first chunk from this one on that is not joined to the one before it
   int next;                    ///< the first chunk from this one on with an offset; INT_MAX: none
 };
 
@@ -50,7 +50,8 @@ struct OffsetLine {
     const int next = chunks[x / kLineChunk + 1].next;
     return next == INT_MAX ? -1 : next * kLineChunk + lowest_bit(chunks[next].offsets);
   }
-  /// The first offset behind a range that ends before `end`; -1: none.
+  /// Where the range after one that ends at `end` begins; -1: nowhere. An offset at `end` would be part of
+  /// it.
   __device__ int behind(int end) const { return end < zero() ? from(end + 1) : -1; }
 
   /// The end of the range that begins at x, as if an offset were there.
@@ -69,7 +70,7 @@ struct OffsetLine {
     }
   }
 
-  /// Whether no range that ends with these chunks can end at the border between them or in the second one.
+  /// Whether every range that reaches the first of two neighbouring chunks goes on into the second.
   __device__ bool joined(unsigned long long before, unsigned long long here) const {
     return here != 0 && (exact ? before : before | 1) >> lowest_bit(here) != 0;
   }
