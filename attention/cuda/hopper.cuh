@@ -64,6 +64,33 @@ __device__ inline void copy_box(void* to, const CUtensorMap* map, std::uint64_t*
       : "memory");
 }
 
+// --- Clusters
+// -----------------------------------------------------------------------------------------------------------
+
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+/// Arrives at the barrier at this place in the shared memory of block `rank` of the cluster.
+__device__ inline void arrive_at(std::uint64_t* barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(smem_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+/// Copies the box to the same place in every block whose bit is set, and tells each one's own barrier.
+__device__ inline void copy_box_to(std::uint16_t blocks, void* to, const CUtensorMap* map,
+                                   std::uint64_t* barrier, int channel, int token, int head) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(smem_address(to)),
+      "l"(map), "r"(smem_address(barrier)), "r"(channel), "r"(token), "r"(head), "h"(blocks)
+      : "memory");
+}
+
 // --- wgmma
 // ---------------------------------------------------------------------------------------------------------
 

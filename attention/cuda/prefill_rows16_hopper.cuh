@@ -9,34 +9,6 @@
 
 namespace lacuna {
 
-namespace rows16 {
-
-__device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-/// Arrives at the barrier at this place in the shared memory of block `rank` of the cluster.
-__device__ inline void arrive_at(std::uint64_t* barrier, int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
-}
-/// Copies the box to the same place in every block whose bit is set, and tells each one's own barrier.
-__device__ inline void copy_box_to(std::uint16_t blocks, void* to, const CUtensorMap* map,
-                                   std::uint64_t* barrier, int channel, int token, int head) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(channel), "r"(token), "r"(head), "h"(blocks)
-      : "memory");
-}
-
-}  // namespace rows16
-
 template <class T>
 struct Rows16HopperCopies {
   static constexpr int kFullArrivals = 32;
@@ -65,13 +37,13 @@ struct Rows16HopperCopies {
       const bool range = kind == kTileRange;
       const CUtensorMap* map =
           range ? (value ? &maps.v : &maps.k) : (value ? &maps.column_v : &maps.column_k);
-      rows16::copy_box_to((1 << T::kCluster) - 1, to + piece * T::kPieceBytes + unit * T::kChunkBytes, map,
+      hopper::copy_box_to((1 << T::kCluster) - 1, to + piece * T::kPieceBytes + unit * T::kChunkBytes, map,
                           full, unit % T::kChunks * 64, token, range ? kv_head : head);
     }
     __syncwarp();
   }
   __device__ static void release(std::uint64_t* empty, int lane) {
-    if (lane < T::kCluster) rows16::arrive_at(empty, lane);
+    if (lane < T::kCluster) hopper::arrive_at(empty, lane);
   }
 };
 
@@ -105,7 +77,7 @@ __global__ void __launch_bounds__(384, 1) __cluster_dims__(T::kCluster, 1, 1)
     }
     hopper::fence_barrier_init();
   }
-  rows16::cluster_sync();
+  hopper::cluster_sync();
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   if (warp >= T::kWarps) {
     hopper::give_registers<kRows16HelperRegisters<T::kHeadDim>>();
@@ -121,7 +93,7 @@ __global__ void __launch_bounds__(384, 1) __cluster_dims__(T::kCluster, 1, 1)
     Rows16Warp<T, Copies>(args, item, ring).run();
   }
   // A block's memory must stay until the other one has sent its last copy and arrival.
-  rows16::cluster_sync();
+  hopper::cluster_sync();
 }
 
 template <class T>

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <unordered_map>
 #include <vector>
 
 #undef threadIdx
@@ -41,6 +42,7 @@ namespace emulator {
 
 Place place;
 Observer* observer = nullptr;
+int capability = 80;
 
 namespace {
 
@@ -107,6 +109,7 @@ Signal read_signal(const std::uint64_t* from) {
   std::memcpy(&signal, from, sizeof signal);
   return signal;
 }
+std::unordered_map<const void*, long> owed_bytes;
 bool is_over(const std::uint64_t* signal, int parity) { return (read_signal(signal).phase & 1) != parity; }
 
 /// Runs a warp until every lane waits for other warps or has returned. False when no lane could run at all.
@@ -192,6 +195,7 @@ void warp_sync() {
 void block_barrier() { wait(State::kAtBlock); }
 void signal_init(std::uint64_t* to, int arrivals) {
   const Signal signal{static_cast<std::int16_t>(arrivals), static_cast<std::int16_t>(arrivals), 0};
+  owed_bytes.erase(to);
   if (observer != nullptr) observer->set_up(to);
   std::memcpy(to, &signal, sizeof signal);
 }
@@ -204,6 +208,20 @@ void signal_arrive(std::uint64_t* at) {
     signal.phase ^= 1;
   }
   std::memcpy(at, &signal, sizeof signal);
+}
+void signal_bytes(std::uint64_t* at, int bytes) {
+  if (bytes < 0 && observer != nullptr)  // every copy tells of itself
+    observer->arrived(running, at, false, 0);
+  long& owed = owed_bytes[at];
+  const long before = owed;
+  owed += bytes;
+  if (before == 0 && owed != 0) {  // one arrival more, which the last copy makes
+    Signal signal = read_signal(at);
+    ++signal.missing;
+    std::memcpy(at, &signal, sizeof signal);
+  } else if (before != 0 && owed == 0) {
+    signal_arrive(at);
+  }
 }
 void signal_wait(std::uint64_t* at, int parity) {
   Fiber& fiber = fibers[static_cast<std::size_t>(running)];
@@ -311,8 +329,9 @@ cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount      ? 132
-           : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+           : attribute == cudaDevAttrComputeCapabilityMajor ? emulator::capability / 10
            : attribute == cudaDevAttrComputeCapabilityMinor ? 0
+           : emulator::capability == 90                     ? 232448
                                                             : 166912;
   return cudaSuccess;
 }

@@ -27,10 +27,12 @@
 #undef __grid_constant__
 #undef __forceinline__
 #undef __align__
+#undef __cluster_dims__
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __cluster_dims__(...)
 #define __forceinline__ inline
 #define __align__(n) alignas(n)
 
@@ -73,6 +75,8 @@ unsigned char* shared();  ///< dynamic shared memory of the block
 /// A barrier that counts arrivals and has phases; whoever waits for one lets the other warps run.
 void signal_init(std::uint64_t* signal, int arrivals);
 void signal_arrive(std::uint64_t* signal);
+/// Bytes that copies still owe (positive) or have brought (negative); no phase is over while they differ.
+void signal_bytes(std::uint64_t* signal, int bytes);
 void signal_wait(std::uint64_t* signal, int parity);
 void* in_block(void* shared,
                int rank);  ///< the same place in the shared memory of another block of the cluster
@@ -82,6 +86,9 @@ void launch(dim3 blocks, dim3 threads, std::size_t shared_bytes, std::function<v
 
 /// Ends the program when the address is no multiple of `bytes`: as a fault on a GPU.
 void check_alignment(const void* address, int bytes, const char* what);
+
+/// Compute capability of the device, times ten.
+extern int capability;
 
 /// While a graph is captured nothing runs: launches, copies and fills are kept for its replays.
 inline std::vector<std::function<void()>>* capture = nullptr;

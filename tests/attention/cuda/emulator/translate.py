@@ -1,7 +1,7 @@
 """Turns the portable CUDA sources into C++ for the emulator: translate.py SOURCE_DIR OUTPUT_DIR.
 
 Kernel launches become emulator::launch, __shared__ becomes static (blocks run one at a time), the two inline-assembly
-functions of softmax.cuh become library calls, mma.cuh and ring.cuh are replaced by the emulator's. Hopper's files are left out.
+functions of softmax.cuh become library calls, mma.cuh, ring.cuh and hopper.cuh are replaced by the emulator's.
 """
 
 import pathlib
@@ -34,12 +34,15 @@ def shared(match):
 
 def translate(text):
     text = text.replace("#include <cuda_runtime.h>\n", "")  # the emulator's functions stand in
-    text = text.replace("extern __shared__ __align__(128) unsigned char raw[];", "unsigned char* raw = emulator::shared();")
+    text = re.sub(r"extern __shared__ (__align__\(128\) )?unsigned char raw\[\];", "unsigned char* raw = emulator::shared();", text)
     text = text.replace("static __global__", "static")
     text = re.sub(r"\b__shared__\s+([^;]*);", shared, text)
     text = re.sub(r'asm\("ex2.approx.ftz.f32[^;]*;"[^;]*;', "y = exp2f(x);", text)
     text = re.sub(r'asm\("cvt.rn.bf16x2[^)]*\)[^;]*;', "packed = emulator_pack(low, high);", text)
-    return re.sub(r"([A-Za-z_]\w*(?:<[^<>;]*>)?)<<<(.*?)>>>\((.*?)\);", launch, text, flags=re.S)
+    text = re.sub(r"([A-Za-z_]\w*(?:<[^<>;]*>)?)<<<(.*?)>>>\((.*?)\);", launch, text, flags=re.S)
+    if "__cluster_dims__(T::kCluster" in text:
+        text = re.sub(r"(emulator::launch\(.*?\})\);", r"\1, T::kCluster);", text)
+    return text
 
 
 source, output = map(pathlib.Path, sys.argv[1:3])
@@ -47,8 +50,6 @@ here = pathlib.Path(__file__).parent
 headers = output / "attention" / "cuda"
 headers.mkdir(parents=True, exist_ok=True)
 for path in sorted(source.iterdir()):
-    if "hopper" in path.name and path.suffix != ".h":
-        continue
     if path.suffix == ".cuh":
         stand_in = here / path.name
         text = stand_in.read_text() if stand_in.exists() else translate(path.read_text())
